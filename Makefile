@@ -1,0 +1,86 @@
+# Birthmark: built, shown and tested. `make` alone lists the targets.
+#
+#   make demo ONESHOT=1      the whole line once, result in demo.json
+#   make fuzz FUZZTIME=1m    each fuzz target for that long
+#   make soak KILLS=2000     the long way round
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# The same commit gives the same bytes, wherever it is built: no paths, no build
+# id, no clock but the commit's. An archive without git has its files' time.
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y go.mod)
+GO_BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid= \
+	-X main.version=$(VERSION) \
+	-X birthmark/pkg/clock.buildTime=$(SOURCE_DATE_EPOCH)'
+
+FUZZTIME ?= 10s
+KILLS    ?= 2000
+# The tests under test/ run the real binaries: `make e2e`, after `make build`.
+LIBRARY = $$(go list ./... | grep -v '^birthmark/test/')
+
+.PHONY: help
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.* ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 10
+
+.PHONY: setup
+setup: ## install the Debian packages that are missing
+	@test/setup.sh
+
+.PHONY: build
+build: ## bin/birthmark (the device) and bin/birthmark-lab (everything else)
+	@mkdir -p bin
+	$(GO_BUILD) -o bin/birthmark ./cmd/agent
+	$(GO_BUILD) -o bin/birthmark-lab ./cmd/lab
+
+.PHONY: demo
+demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itself
+	@bin/birthmark-lab demo $(if $(ONESHOT),--oneshot --json demo.json)
+
+.PHONY: test
+test: ## everything: setup, build, check, fuzzing for 3 s each, the real binaries
+	@FUZZTIME=3s test/run.sh setup build fmt vet lint race rooms e2e fuzz
+
+.PHONY: check
+check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms
+	@test/run.sh fmt vet lint race rooms
+
+.PHONY: bench
+bench: build ## measure, and hold the figures against docs/numbers.md
+	@test/bench.sh
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME
+	@FUZZTIME=$(FUZZTIME) test/fuzz.sh
+
+.PHONY: soak
+soak: setup build ## an hour or more: long fuzzing, repeated races, KILLS kills
+	@FUZZTIME=5m test/run.sh racesoak killsoak fuzz
+
+.PHONY: clean
+clean: ## remove what the targets above made here
+	rm -rf bin out demo.json
+
+# The steps of `test`, `check` and `soak`.
+
+.PHONY: fmt vet lint race rooms e2e racesoak killsoak
+fmt:
+	@files=$$(gofmt -l .); \
+	test -z "$$files" || { echo "gofmt would change:"; echo "$$files"; exit 1; } >&2
+vet:
+	@go vet ./...
+lint:
+	@go tool staticcheck ./...
+race:
+	@go test -race $(LIBRARY)
+rooms: # go list runs outside of what the test cache sees
+	@go test -count=1 ./internal/rooms
+e2e:
+	@go test -count=1 -timeout 20m ./test/...
+racesoak:
+	@go test -race -count=20 -timeout 1h $(LIBRARY)
+killsoak:
+	@KILLS=$(KILLS) go test -count=1 -timeout 2h ./test/...
