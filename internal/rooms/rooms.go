@@ -1,0 +1,227 @@
+// Package rooms says who may import whom, and what the device binary may link.
+//
+// [graph] is the whole import graph of this repository, as a map that fits on a
+// page: docs/design.md section 2, in a form that a test can hold the code
+// against. A new room, and a new arrow between two, is a decision; it is made
+// here, in a diff of its own. [Arrows] holds what `go list` found against the
+// map, [Device] what would be linked into the device binary against two lists.
+//
+// Nothing here is part of a binary. Run the test with -count=1: Go caches a test
+// that starts `go list` without knowing what it read.
+package rooms
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+const (
+	module = "birthmark/" // prefix of every room's import path
+	device = "cmd/agent"  // the room that becomes the device binary
+)
+
+// graph tells, for every room, what it may import besides the standard library:
+// other rooms by their folder, other people's modules by their path. A room that
+// may import a module may import all its packages; no room may import more than
+// it names, directly. [layers] says which maps are well formed.
+var graph = map[string][]string{
+	// The ground floor. Each stands alone.
+	"pkg/audit":     {},
+	"pkg/clock":     {"golang.org/x/sys"},
+	"pkg/cms":       {},
+	"pkg/lifecycle": {},
+	"pkg/store":     {"golang.org/x/sys"},
+
+	// Features. They meet in internal/agent only.
+	"pkg/csr":             {"pkg/cms"},
+	"pkg/enroll":          {"pkg/cms", "pkg/clock"},
+	"pkg/rot":             {},
+	"pkg/rot/soft":        {"pkg/rot"},
+	"pkg/rot/tpm":         {"pkg/rot", "pkg/rot/tpm/keyfile", "github.com/google/go-tpm", "golang.org/x/sys"},
+	"pkg/rot/tpm/keyfile": {"github.com/google/go-tpm"},
+	"pkg/telemetry":       {"github.com/eclipse/paho.mqtt.golang"},
+
+	// The device.
+	"internal/config": {"github.com/BurntSushi/toml"},
+	"internal/agent": {"internal/config", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/lifecycle",
+		"pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
+	"internal/agent/once": {"internal/agent", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot", "pkg/rot/tpm"},
+	"cmd/agent":           {"internal/agent", "internal/agent/once", "internal/config", "github.com/spf13/cobra"},
+
+	// The lab: everything that is not on the device.
+	"internal/swtpm":           {},
+	"internal/swtpm/swtpmtest": {"internal/swtpm"},
+	"internal/lab":             {"internal/lab/broker", "internal/lab/ca", "internal/lab/est"},
+	"internal/lab/broker":      {"github.com/mochi-mqtt/server"},
+	"internal/lab/ca":          {},
+	"internal/lab/est":         {"internal/lab/ca", "go.mozilla.org/pkcs7"},
+	"cmd/lab":                  {"internal/lab", "internal/swtpm", "github.com/spf13/cobra"},
+
+	// Tests of the whole, and of the house.
+	"internal/rooms": {},
+	"test/e2e":       {"internal/swtpm", "internal/swtpm/swtpmtest"},
+}
+
+// testsMay is what the tests of any room may import besides what the room may:
+// the real things they are tried against, and modules that only tests need.
+var testsMay = []string{
+	"pkg/rot/soft", "internal/swtpm", "internal/swtpm/swtpmtest",
+	"internal/lab", "internal/lab/broker", "internal/lab/ca", "internal/lab/est",
+	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal",
+	"go.mozilla.org/pkcs7", // a second opinion on pkg/cms
+}
+
+// linked is every module of other people's that may be part of the device
+// binary. Each is a party that has to be trusted, so adding one is a decision.
+var linked = []string{
+	"github.com/BurntSushi/toml",          // configuration
+	"github.com/eclipse/paho.mqtt.golang", // MQTT, one connection at a time
+	"github.com/google/go-tpm",            // TPM commands
+	"github.com/gorilla/websocket",        // paho links it; never used
+	"github.com/spf13/cobra",              // command line
+	"github.com/spf13/pflag",              // cobra's flags
+	"golang.org/x/net",                    // paho: proxies
+	"golang.org/x/sync",                   // paho: a semaphore
+	"golang.org/x/sys",                    // system calls
+}
+
+// unwelcome is what must not be part of the device binary, whoever imports it,
+// even where the module it comes from is linked.
+var unwelcome = []struct{ prefix, why string }{
+	{module + "internal/lab", "it is not on the device"},
+	{module + "internal/swtpm", "a TPM in software is no root of trust"},
+	{module + "pkg/rot/soft", "its keys are ordinary files"},
+	{"github.com/google/go-tpm-tools", "it holds a simulator"},
+	{"github.com/google/go-tpm/tpm2/transport/simulator", "a TPM in software is no root of trust"},
+	{"github.com/google/go-tpm/legacy", "two TPM libraries are one too many"},
+	{"github.com/mochi-mqtt", "a broker is not on the device"},
+	{"go.mozilla.org/pkcs7", "foreign bytes are read by pkg/cms"},
+	{"testing", "nothing that exists for tests is shipped"},
+	{"net/http/httptest", "nothing that exists for tests is shipped"},
+	{"net/http/pprof", "it is a door"},
+	{"expvar", "it is a door"},
+	{"html/template", "the device serves no pages"},
+	{"os/exec", "the device never starts a shell"},
+	{"plugin", "what is not in the binary is not run"},
+	{"runtime/cgo", "the binary is static"},
+}
+
+// A Package is what `go list -json` says about one, as far as it is needed here.
+type Package struct {
+	ImportPath string
+	// Imports of the code, of tests inside and of tests outside the package.
+	Imports, TestImports, XTestImports []string
+	// Module is nil for the standard library.
+	Module *struct{ Path string }
+}
+
+// Arrows holds the rooms among pkgs, and what they import, against the graph. It
+// returns one sentence per fault.
+func Arrows(pkgs []Package) []string {
+	var faults []string
+	for _, p := range pkgs {
+		name, ours := strings.CutPrefix(p.ImportPath, module)
+		if !ours {
+			continue
+		}
+		may, known := graph[name]
+		if !known {
+			faults = append(faults, name+" is a new room: say in internal/rooms what it may import")
+			continue
+		}
+		for _, imp := range p.Imports {
+			if !allows(may, imp) {
+				faults = append(faults, fmt.Sprintf("%s may not import %s", name, strings.TrimPrefix(imp, module)))
+			}
+		}
+		for _, imp := range slices.Concat(p.TestImports, p.XTestImports) {
+			if imp != p.ImportPath && !allows(may, imp) && !allows(testsMay, imp) {
+				faults = append(faults, fmt.Sprintf("tests of %s may not import %s", name, strings.TrimPrefix(imp, module)))
+			}
+		}
+	}
+	return faults
+}
+
+// allows reports whether may covers an import path. A room covers itself only, a
+// module all its packages, and everybody may use the standard library.
+func allows(may []string, imp string) bool {
+	if name, ours := strings.CutPrefix(imp, module); ours {
+		return slices.Contains(may, name)
+	}
+	if standard(imp) {
+		return true
+	}
+	return slices.ContainsFunc(may, func(m string) bool { return within(imp, m) })
+}
+
+// Device holds everything that the device binary links against what it may. It
+// returns one sentence per fault.
+func Device(pkgs []Package) []string {
+	var faults []string
+	for _, p := range pkgs {
+		for _, bad := range unwelcome {
+			if within(p.ImportPath, bad.prefix) {
+				faults = append(faults, fmt.Sprintf("the device binary links %s: %s", p.ImportPath, bad.why))
+			}
+		}
+		if p.Module != nil && p.Module.Path+"/" != module && !slices.Contains(linked, p.Module.Path) {
+			faults = append(faults, fmt.Sprintf("the device binary links %s: its module is not on the list", p.ImportPath))
+		}
+	}
+	return faults
+}
+
+// layers holds a graph against the shape of the house: cmd stands on internal,
+// internal on pkg, and the features under pkg on the ground floor only, which
+// stands on nothing. It returns one sentence per fault.
+func layers(g map[string][]string) []string {
+	ground := []string{"pkg/audit", "pkg/clock", "pkg/cms", "pkg/lifecycle", "pkg/store"}
+	height := map[string]int{"pkg": 0, "internal": 1, "cmd": 2, "test": 3}
+	var faults []string
+	for name, may := range g {
+		for _, imp := range may {
+			if !isRoom(imp) {
+				continue
+			}
+			switch {
+			case g[imp] == nil:
+				faults = append(faults, fmt.Sprintf("%s may import %s, which is no room", name, imp))
+			case height[top(imp)] > height[top(name)]:
+				faults = append(faults, fmt.Sprintf("%s may import %s: the arrow points up", name, imp))
+			case top(name) == "pkg" && slices.Contains(ground, name):
+				faults = append(faults, fmt.Sprintf("%s may import %s: the ground floor stands on nothing", name, imp))
+			case top(name) == "pkg" && feature(name) != feature(imp) && !slices.Contains(ground, imp):
+				faults = append(faults, fmt.Sprintf("%s may import %s: features meet in internal/agent", name, imp))
+			}
+		}
+	}
+	slices.Sort(faults)
+	return faults
+}
+
+func isRoom(path string) bool { return !strings.Contains(top(path), ".") }
+
+// top is the first element of a path, "pkg" of "pkg/rot/tpm".
+func top(path string) string {
+	first, _, _ := strings.Cut(path, "/")
+	return first
+}
+
+// feature is the first two, "pkg/rot" of "pkg/rot/tpm".
+func feature(path string) string {
+	parts := strings.SplitN(path, "/", 3)
+	return strings.Join(parts[:min(2, len(parts))], "/")
+}
+
+// standard reports whether an import path is the standard library's: its first
+// element has no dot, and it is not ours.
+func standard(imp string) bool {
+	return !strings.Contains(top(imp), ".") && top(imp)+"/" != module
+}
+
+// within reports whether an import path is path or below it.
+func within(imp, path string) bool {
+	return imp == path || strings.HasPrefix(imp, path+"/")
+}
