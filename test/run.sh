@@ -7,20 +7,23 @@ cd "$(dirname "$0")/.."
 # make hands its own flags down; each step is a run of its own.
 unset MAKEFLAGS MAKELEVEL
 
-table=''
+table='' step='' start=0
 row() { table+=$(printf '%-10s %6s  %s' "$1" "$2" "$3")$'\n'; }
 finish() {
+	local status=$?
+	if [ -n "$step" ]; then
+		row "$step" $((SECONDS - start)) FAILED
+	fi
+	row all "$SECONDS" "$([ $status = 0 ] && echo ok || echo FAILED)"
 	printf '\n%-10s %6s\n%s' step seconds "$table"
+	exit $status
 }
 trap finish EXIT
 
 for step; do
 	printf '\n== %s\n' "$step"
 	start=$SECONDS
-	if ! make --no-print-directory "$step"; then
-		row "$step" $((SECONDS - start)) FAILED
-		exit 1
-	fi
+	make --no-print-directory "$step"
 	row "$step" $((SECONDS - start)) ok
 done
-row all "$SECONDS" ok
+step=''
