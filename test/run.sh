@@ -10,13 +10,13 @@ unset MAKEFLAGS MAKELEVEL
 table='' step='' start=0
 row() { table+=$(printf '%-10s %6s  %s' "$1" "$2" "$3")$'\n'; }
 finish() {
-	local status=$?
+	local verdict=ok
 	if [ -n "$step" ]; then
-		row "$step" $((SECONDS - start)) FAILED
+		verdict=FAILED # or stopped in the middle
+		row "$step" $((SECONDS - start)) "$verdict"
 	fi
-	row all "$SECONDS" "$([ $status = 0 ] && echo ok || echo FAILED)"
+	row all "$SECONDS" "$verdict"
 	printf '\n%-10s %6s\n%s' step seconds "$table"
-	exit $status
 }
 trap finish EXIT
 
