@@ -1,0 +1,94 @@
+// Package fota is firmware policy: which release runs, and which one may follow
+// it. Verification and installation come with the installer.
+//
+// A release is named X.Y.Z+svN. X.Y.Z orders releases for people; N, the
+// security version, only ever grows, and a device refuses to go below the one
+// that it has run. It stands in the build metadata of a semantic version
+// (semver.org, 10), since that is the one place that every version of
+// `rauc bundle` keeps inside the signature.
+package fota
+
+import (
+	"bufio"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strconv"
+	"strings"
+)
+
+// A Version is the name of a firmware release. The zero Version is unknown.
+type Version struct {
+	Major, Minor, Patch uint32
+	Security            uint32 // N of +svN: below it there is no way back
+}
+
+const versionLimit = 48 // bytes; four decimal numbers of 32 bits, and signs
+
+// ParseVersion reads X.Y.Z+svN, and nothing else: no leading zeros, no
+// pre-release, no other build metadata.
+func ParseVersion(s string) (Version, error) {
+	if len(s) > versionLimit {
+		return Version{}, errors.New("version is longer than any can be")
+	}
+	bad := fmt.Errorf("version %q: want X.Y.Z+svN", s)
+	release, security, ok := strings.Cut(s, "+sv")
+	if !ok {
+		return Version{}, bad
+	}
+	fields := append(strings.Split(release, "."), security)
+	if len(fields) != 4 {
+		return Version{}, bad
+	}
+	var n [4]uint32
+	for i, f := range fields {
+		v, err := strconv.ParseUint(f, 10, 32)
+		if err != nil || strconv.FormatUint(v, 10) != f {
+			return Version{}, bad
+		}
+		n[i] = uint32(v)
+	}
+	return Version{n[0], n[1], n[2], n[3]}, nil
+}
+
+// String is the form that ParseVersion reads.
+func (v Version) String() string {
+	return fmt.Sprintf("%d.%d.%d+sv%d", v.Major, v.Minor, v.Patch, v.Security)
+}
+
+// Compare orders releases: negative when v came before w. The security version
+// counts last, since it says nothing about age.
+func (v Version) Compare(w Version) int {
+	return cmp.Or(cmp.Compare(v.Major, w.Major), cmp.Compare(v.Minor, w.Minor),
+		cmp.Compare(v.Patch, w.Patch), cmp.Compare(v.Security, w.Security))
+}
+
+const osReleaseLimit = 64 << 10 // bytes of os-release that are looked at
+
+// ErrNoVersion means that the running image does not say which release it is.
+var ErrNoVersion = errors.New("os-release has no IMAGE_VERSION")
+
+// Running is the release of the image that runs, from IMAGE_VERSION in the
+// os-release of root (os-release(5)); root is the file system, "/" on a device.
+func Running(root fs.FS) (Version, error) {
+	f, err := root.Open("usr/lib/os-release")
+	if errors.Is(err, fs.ErrNotExist) {
+		return Version{}, ErrNoVersion
+	}
+	if err != nil {
+		return Version{}, err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(io.LimitReader(f, osReleaseLimit))
+	for lines.Scan() {
+		if value, ok := strings.CutPrefix(lines.Text(), "IMAGE_VERSION="); ok {
+			return ParseVersion(strings.Trim(value, `"'`))
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return Version{}, fmt.Errorf("cannot read os-release: %w", err)
+	}
+	return Version{}, ErrNoVersion
+}

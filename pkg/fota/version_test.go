@@ -1,0 +1,71 @@
+package fota_test
+
+import (
+	"errors"
+	"testing"
+	"testing/fstest"
+
+	"birthmark/pkg/fota"
+)
+
+func TestParseVersion(t *testing.T) {
+	for _, good := range []string{"0.0.0+sv0", "2.1.0+sv6", "4294967295.4294967295.4294967295+sv4294967295"} {
+		v, err := fota.ParseVersion(good)
+		if err != nil || v.String() != good {
+			t.Errorf("%q: got %v, %v", good, v, err)
+		}
+	}
+	for _, bad := range []string{
+		"", "2.1.0", "2.1+sv1", "2.1.0.0+sv1", "2.1.0+sv", "2.1.0+sv01", "02.1.0+sv1", "2.1.0-rc1+sv1",
+		"2.1.0+sv1.build", "2.1.0+sv-1", "+2.1.0+sv1", " 2.1.0+sv1", "4294967296.0.0+sv1", "2.1.0+sv1+sv2",
+		"00000000000000000000000000000000000000000000000.0.0+sv1",
+	} {
+		if v, err := fota.ParseVersion(bad); err == nil {
+			t.Errorf("%q was read as %v", bad, v)
+		}
+	}
+}
+
+func FuzzParseVersion(f *testing.F) {
+	f.Add("2.1.0+sv6")
+	f.Add("2.1.0-rc1+sv6")
+	f.Fuzz(func(t *testing.T, s string) {
+		if v, err := fota.ParseVersion(s); err == nil && v.String() != s {
+			t.Errorf("%q was read as %v", s, v)
+		}
+	})
+}
+
+func TestCompare(t *testing.T) {
+	order := []string{"0.9.9+sv9", "1.0.0+sv1", "1.0.0+sv2", "1.0.10+sv1", "1.2.0+sv1", "10.0.0+sv1"}
+	for i, a := range order {
+		for j, b := range order {
+			va, errA := fota.ParseVersion(a)
+			vb, errB := fota.ParseVersion(b)
+			if errA != nil || errB != nil {
+				t.Fatal(errA, errB)
+			}
+			if got := va.Compare(vb); (got < 0) != (i < j) || (got > 0) != (i > j) {
+				t.Errorf("%s against %s: got %d", a, b, got)
+			}
+		}
+	}
+}
+
+func TestRunning(t *testing.T) {
+	image := func(text string) fstest.MapFS {
+		return fstest.MapFS{"usr/lib/os-release": {Data: []byte(text)}}
+	}
+	v, err := fota.Running(image("ID=debian\nIMAGE_VERSION=\"2.1.0+sv6\"\n"))
+	if err != nil || v != (fota.Version{Major: 2, Minor: 1, Security: 6}) {
+		t.Errorf("got %v, %v, want 2.1.0+sv6", v, err)
+	}
+	for name, root := range map[string]fstest.MapFS{"no line": image("ID=debian\n"), "no file": {}} {
+		if v, err := fota.Running(root); !errors.Is(err, fota.ErrNoVersion) {
+			t.Errorf("%s: got %v, %v, want ErrNoVersion", name, v, err)
+		}
+	}
+	if v, err := fota.Running(image("IMAGE_VERSION=latest\n")); err == nil || errors.Is(err, fota.ErrNoVersion) {
+		t.Errorf("a version that is none: got %v, %v", v, err)
+	}
+}
