@@ -1,0 +1,69 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+)
+
+// Show writes the settings in force as TOML that Load reads again. With origin,
+// each is followed by where it came from.
+func (l *Loaded) Show(w io.Writer, origin bool) error {
+	var b bytes.Buffer
+	for i, sec := range sections {
+		if i > 0 {
+			b.WriteByte('\n')
+		}
+		fmt.Fprintf(&b, "[%s]\n", sec.name)
+		for _, s := range sec.settings {
+			fmt.Fprintf(&b, "%s = %s", s.key, s.value(&l.Config))
+			if origin {
+				fmt.Fprintf(&b, " # %s", l.Origin(s.name()))
+			}
+			b.WriteByte('\n')
+		}
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// value is the setting in c as TOML.
+func (s setting) value(c *Config) string {
+	switch v := s.field(c).Interface().(type) {
+	case string:
+		return quote(v)
+	case []string:
+		var quoted []string
+		for _, entry := range v {
+			quoted = append(quoted, quote(entry))
+		}
+		return "[" + strings.Join(quoted, ", ") + "]"
+	case map[string]string:
+		var pairs []string
+		for _, name := range slices.Sorted(maps.Keys(v)) {
+			pairs = append(pairs, quote(name)+" = "+quote(v[name]))
+		}
+		if pairs == nil {
+			return "{}"
+		}
+		return "{ " + strings.Join(pairs, ", ") + " }"
+	case fmt.Stringer: // a duration
+		return quote(v.String())
+	default:
+		panic("config: a setting of type " + s.field(c).Type().String())
+	}
+}
+
+// quote writes a TOML string.
+func quote(text string) string {
+	line, err := toml.Marshal(map[string]string{"v": text})
+	if err != nil {
+		panic("config: " + err.Error()) // a string can always be written
+	}
+	return strings.TrimSuffix(strings.TrimPrefix(string(line), "v = "), "\n")
+}
