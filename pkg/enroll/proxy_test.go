@@ -1,0 +1,121 @@
+package enroll
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// proxied is the one host that is reached through the proxy of the environment:
+// net/http never uses one for loopback addresses.
+const proxied = "est.test"
+
+// theProxy is a proxy that stands in HTTPS_PROXY from the start, for net/http reads
+// the environment once.
+var theProxy connectProxy
+
+// A connectProxy knows the way to one server, by whatever name.
+type connectProxy struct {
+	net.Listener
+
+	mu   sync.Mutex
+	to   string          // address of the server
+	seen []*http.Request // with CONNECT
+}
+
+func TestMain(m *testing.M) {
+	var err error
+	theProxy.Listener, err = net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	for _, name := range []string{"HTTP_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "NO_PROXY", "no_proxy"} {
+		must(os.Unsetenv(name))
+	}
+	must(os.Setenv("HTTPS_PROXY", "http://user:pass@"+theProxy.Addr().String()))
+	go theProxy.serve()
+	code := m.Run()
+	theProxy.Close()
+	os.Exit(code)
+}
+
+func (p *connectProxy) serve() {
+	for {
+		conn, err := p.Accept()
+		if err != nil {
+			return
+		}
+		go p.tunnel(conn)
+	}
+}
+
+func (p *connectProxy) tunnel(conn net.Conn) {
+	defer conn.Close()
+	in := bufio.NewReader(conn)
+	req, err := http.ReadRequest(in)
+	if err != nil {
+		return
+	}
+	p.mu.Lock()
+	p.seen = append(p.seen, req)
+	to := p.to
+	p.mu.Unlock()
+	server, err := net.Dial("tcp", to)
+	if err != nil || req.Method != http.MethodConnect {
+		io.WriteString(conn, "HTTP/1.1 502 Bad Gateway\r\n\r\n")
+		return
+	}
+	defer server.Close()
+	io.WriteString(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
+	go func() {
+		io.Copy(server, in)
+		server.Close()
+	}()
+	io.Copy(conn, server)
+}
+
+// aim lets the proxy lead to a server and forget what it saw.
+func (p *connectProxy) aim(s *estServer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.to, p.seen = s.Listener.Addr().String(), nil
+}
+
+func (p *connectProxy) connects() []*http.Request {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.seen
+}
+
+func TestAProxyOfTheEnvironmentLeadsToTheServerAndSeesNoPassword(t *testing.T) {
+	s := serve(t)
+	theProxy.aim(s)
+	c := s.client(t, func(conf *Config) {
+		conf.URL = "https://" + proxied
+		conf.Username, conf.Password = "sensor-1", "secret"
+	})
+	if _, err := c.Enroll(t.Context(), ask()); err != nil {
+		t.Fatal(err)
+	}
+	seen := theProxy.connects()
+	if len(seen) != 1 || seen[0].Host != proxied+":443" {
+		t.Fatalf("the proxy got %d requests, want one CONNECT to %s:443", len(seen), proxied)
+	}
+	if got := seen[0].Header.Get("Authorization"); got != "" {
+		t.Errorf("the proxy got Authorization %q, which is for the EST server", got)
+	}
+	if !strings.HasPrefix(seen[0].Header.Get("Proxy-Authorization"), "Basic ") {
+		t.Error("the proxy did not get the password that stands in its address")
+	}
+}
+
+func TestAProxyCannotStandInForTheServer(t *testing.T) {
+	s := serve(t, servedBy(foreign.server().tls()))
+	theProxy.aim(s)
+	c := s.client(t, func(conf *Config) { conf.URL = "https://" + proxied })
+	_, err := c.Enroll(t.Context(), ask())
+	check(t, err, "untrusted", "unknown authority")
+}
