@@ -31,6 +31,7 @@ var errClosed = errors.New("the broker no longer answers")
 // stay open for ever when their connection is lost.
 type conn struct {
 	net.Conn
+	plain net.Conn // what lies under TLS
 
 	in      *bufio.Reader // owned by Read
 	rest    []byte        // owned by Read: the part of a packet that paho has not taken yet
@@ -54,9 +55,10 @@ type asked struct {
 	written chan struct{} // closed when the whole packet was written
 }
 
-func newConn(c net.Conn) *conn {
+func newConn(c, plain net.Conn) *conn {
 	return &conn{
 		Conn:    c,
+		plain:   plain,
 		in:      bufio.NewReader(c),
 		unacked: make(chan struct{}, unackedLimit),
 		asked:   map[question]*asked{},
@@ -93,6 +95,9 @@ func (c *conn) next() (packet, error) {
 		return p, fmt.Errorf("the broker sent a packet of type %d out of turn", p.kind())
 	}
 	c.greeted = true
+	if p.kind() == typeConnack {
+		return p, connackError(p.body[1])
+	}
 	if q, ok := p.question(); ok {
 		return p, c.settle(q, len(p.body)-2)
 	}
@@ -104,6 +109,18 @@ func (c *conn) next() (packet, error) {
 		}
 	}
 	return p, nil
+}
+
+// connackError is what a CONNACK code means (MQTT 3.1.1 section 3.2.2.3). It is found
+// here since paho closes the connection first and says why afterwards.
+func connackError(code byte) error {
+	switch code {
+	case 0:
+		return nil
+	case 4, 5:
+		return fmt.Errorf("%w: CONNACK code %d", ErrRefused, code)
+	}
+	return fmt.Errorf("the broker sent CONNACK code %d", code)
 }
 
 // isNetwork says that err came from below, not from what was read.
@@ -178,8 +195,12 @@ func (c *conn) fail(err error) error {
 	return c.err
 }
 
-// Close is called by paho when the broker does not answer a ping, and by us.
+// Close is called by paho when the broker does not answer a ping, and by us. TLS
+// writes its goodbye within a deadline, which a write that ends just then takes
+// away again: so the connection under it is cut in any case.
 func (c *conn) Close() error {
 	c.fail(errClosed)
+	cut := time.AfterFunc(leaveLimit, func() { c.plain.Close() })
+	defer cut.Stop()
 	return c.Conn.Close()
 }

@@ -44,7 +44,7 @@ func (l *Link) open(ctx context.Context, broker *url.URL) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to %s: %w", broker.Host, err)
 	}
-	s := &session{link: l, conn: newConn(c), number: l.Outbox.sessionNumber()}
+	s := &session{link: l, conn: newConn(c, c.NetConn()), number: l.Outbox.sessionNumber()}
 	s.client = mqtt.NewClient(s.options(broker))
 	for _, step := range []func(context.Context) error{s.connect, s.subscribe, s.birth} {
 		if err := step(ctx); err != nil {
@@ -56,7 +56,7 @@ func (l *Link) open(ctx context.Context, broker *url.URL) (*session, error) {
 }
 
 // dial opens the TLS connection.
-func (l *Link) dial(ctx context.Context, broker *url.URL) (net.Conn, error) {
+func (l *Link) dial(ctx context.Context, broker *url.URL) (*tls.Conn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, dialLimit, fmt.Errorf("no TLS connection within %v", dialLimit))
 	defer cancel()
 	conf, err := l.TLS(broker.Hostname())
@@ -125,22 +125,7 @@ func (s *session) options(broker *url.URL) *mqtt.ClientOptions {
 }
 
 // connect sends CONNECT and awaits CONNACK.
-func (s *session) connect(ctx context.Context) error {
-	t := s.client.Connect().(*mqtt.ConnectToken)
-	err := s.await(ctx, t)
-	select {
-	case <-t.Done():
-		// paho has closed the connection already, so there is no better reason.
-		if code := t.ReturnCode(); code >= 1 && code <= 5 {
-			if code >= 4 {
-				return fmt.Errorf("%w: CONNACK code %d", ErrRefused, code)
-			}
-			return fmt.Errorf("CONNACK code %d", code)
-		}
-	default:
-	}
-	return err
-}
+func (s *session) connect(ctx context.Context) error { return s.await(ctx, s.client.Connect()) }
 
 // subscribe asks for commands and looks at the answer: paho takes a refusal for
 // success. A broker that has lost its half of a kept session refuses once, so the
@@ -185,7 +170,7 @@ func (s *session) publishState() mqtt.Token {
 		s.link.log().Error("cannot put the facts into the state message", "err", err, "bytes", len(payload))
 		payload = s.plainState(true)
 	}
-	return s.client.Publish(Topic(s.link.ID, stateTopic), 1, true, payload)
+	return s.publish(stateTopic, 1, true, payload)
 }
 
 // offline is the last will, and what is said when leaving in good order.
@@ -194,6 +179,27 @@ func (s *session) offline() []byte { return s.plainState(false) }
 func (s *session) plainState(online bool) []byte {
 	return fmt.Appendf(nil, `{"online":%t,"session":%d}`, online, s.number)
 }
+
+// publish hands a message to paho. While another is being written paho waits, for
+// writeLimit and even if the connection is gone meanwhile; this does not.
+func (s *session) publish(topic string, qos byte, retained bool, payload []byte) mqtt.Token {
+	taken := make(chan mqtt.Token, 1)
+	go func() { taken <- s.client.Publish(Topic(s.link.ID, topic), qos, retained, payload) }()
+	select {
+	case t := <-taken:
+		return t
+	case <-s.conn.gone:
+		return &lostToken{err: s.conn.err}
+	}
+}
+
+// A lostToken is for a message that paho had no time to take.
+type lostToken struct {
+	mqtt.DummyToken
+	err error
+}
+
+func (t *lostToken) Error() error { return t.err }
 
 // await waits for the answer, the end of the connection or the end of ctx.
 func (s *session) await(ctx context.Context, t mqtt.Token) error {
@@ -274,7 +280,7 @@ func (s *session) send(flights []flight) []flight {
 		if it == nil {
 			break
 		}
-		t := s.client.Publish(Topic(s.link.ID, it.topic), it.qos, false, it.payload)
+		t := s.publish(it.topic, it.qos, false, it.payload)
 		flights = append(flights, flight{it, t, time.Now().Add(ackLimit)})
 	}
 	return flights
@@ -289,7 +295,7 @@ func (s *session) expire() { time.AfterFunc(leaveLimit, func() { s.conn.Close() 
 func (s *session) leave() {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveLimit)
 	defer cancel()
-	if s.await(ctx, s.client.Publish(Topic(s.link.ID, stateTopic), 1, true, s.offline())) == nil {
+	if s.await(ctx, s.publish(stateTopic, 1, true, s.offline())) == nil {
 		s.client.Disconnect(uint(leaveLimit.Milliseconds()))
 	}
 	s.close()
@@ -299,7 +305,7 @@ func (s *session) leave() {
 // has said goodbye, and ends paho's goroutines. It may be called twice.
 func (s *session) close() {
 	s.conn.Close()
-	s.client.Disconnect(uint(leaveLimit.Milliseconds()))
+	s.client.Disconnect(0)
 }
 
 // received counts a command. It is logged at 1, 2, 4, 8 and so on: whoever floods
