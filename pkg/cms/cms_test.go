@@ -233,12 +233,10 @@ func TestCertificatesRefusesOtherMessages(t *testing.T) {
 
 // Whatever comes in: no panic, and either an error or certificates.
 func FuzzCertificates(f *testing.F) {
-	for _, tc := range good {
-		f.Add(file(f, tc.file))
-		f.Add(toBER(f, file(f, tc.file)))
+	for _, name := range []string{"crl.p7", "onlycrl.p7", "empty.p7"} {
+		f.Add(file(f, name))
+		f.Add(toBER(f, file(f, name)))
 	}
-	f.Add(file(f, "empty.p7"))
-	f.Add(file(f, "stream.p7"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		certs, err := Certificates(b)
 		if (err == nil) != (len(certs) > 0) || len(certs) > certificateLimit {
