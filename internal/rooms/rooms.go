@@ -37,9 +37,10 @@ var graph = map[string][]string{
 	"pkg/csr":             {"pkg/cms"},
 	"pkg/enroll":          {"pkg/cms", "pkg/clock"},
 	"pkg/rot":             {},
+	"pkg/rot/rottest":     {"pkg/rot"},
 	"pkg/rot/soft":        {"pkg/rot"},
 	"pkg/rot/tpm":         {"pkg/rot", "pkg/rot/tpm/keyfile", "github.com/google/go-tpm", "golang.org/x/sys"},
-	"pkg/rot/tpm/keyfile": {"github.com/google/go-tpm"},
+	"pkg/rot/tpm/keyfile": {},
 	"pkg/telemetry":       {"github.com/eclipse/paho.mqtt.golang"},
 
 	// The device.
@@ -68,6 +69,7 @@ var graph = map[string][]string{
 var testsMay = []string{
 	"pkg/rot/soft", "internal/swtpm", "internal/swtpm/swtpmtest",
 	"internal/lab", "internal/lab/broker", "internal/lab/ca", "internal/lab/est",
+	"pkg/rot/rottest", // what every root of trust promises
 	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal",
 	"go.mozilla.org/pkcs7", // a second opinion on pkg/cms
 }

@@ -39,7 +39,8 @@ type Key interface {
 	// Blob is what Root.Open needs to find the key again; nil for the IDevID,
 	// which its Root finds by itself.
 	Blob() Blob
-	// Close unloads the key. The key itself stays where it is.
+	// Close unloads the key. The key itself stays where it is. It may be called
+	// again, and after the Root's Close.
 	Close() error
 }
 
@@ -55,7 +56,7 @@ type Root interface {
 	Create(ctx context.Context, a Algorithm) (Key, error)
 	// Open loads a key that Create made; ErrNotOurs when another root made it.
 	Open(ctx context.Context, b Blob) (Key, error)
-	// Close unloads what is still loaded.
+	// Close unloads what is still loaded. It may be called again.
 	Close() error
 }
 
