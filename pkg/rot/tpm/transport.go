@@ -35,8 +35,8 @@ type transport struct {
 	last     atomic.Int64 // nanoseconds
 }
 
-// Send implements transport.TPM of go-tpm. After a brokenError the connection
-// cannot be used any more: what comes next may be an answer to this command.
+// Send implements transport.TPM of go-tpm. A brokenError ends the connection: what
+// came next might be an answer to this command.
 func (t *transport) Send(command []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(t.ctx, t.deadline, fmt.Errorf("no answer within %v", t.deadline))
 	defer cancel()
@@ -61,6 +61,9 @@ func (t *transport) Send(command []byte) ([]byte, error) {
 // the command in the call to write and answers later. It ends when link is
 // closed, at the latest when the kernel's own time for the command is over.
 func (t *transport) exchange(ctx context.Context, command []byte) ([]byte, error) {
+	if t.link == nil { // who cleans up does not ask
+		return nil, &brokenError{errors.New("the connection is gone")}
+	}
 	type result struct {
 		response []byte
 		err      error
@@ -76,6 +79,7 @@ func (t *transport) exchange(ctx context.Context, command []byte) ([]byte, error
 	case r := <-done:
 		t.last.Store(int64(time.Since(start)))
 		if r.err != nil {
+			t.disconnect()
 			return nil, &brokenError{r.err}
 		}
 		return r.response, nil
@@ -108,7 +112,7 @@ func readResponse(r io.Reader) ([]byte, error) {
 	buf := make([]byte, responseLimit)
 	n, err := io.ReadAtLeast(r, buf, headerSize)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("no response: %w", err)
 	}
 	tag, size := tpm2.TPMST(binary.BigEndian.Uint16(buf)), binary.BigEndian.Uint32(buf[2:])
 	switch {
@@ -120,7 +124,7 @@ func readResponse(r io.Reader) ([]byte, error) {
 		return nil, errors.New("a response longer than it says")
 	}
 	if _, err := io.ReadFull(r, buf[n:size]); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("half a response: %w", err)
 	}
 	return buf[:size], nil
 }
