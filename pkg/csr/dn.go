@@ -88,7 +88,7 @@ func parseDN(s string) ([]byte, error) {
 	for more := true; more; {
 		kind, rest, ok := strings.Cut(s, "=")
 		if !ok {
-			return nil, fmt.Errorf("%q is not of the form TYPE=VALUE", s)
+			return nil, fmt.Errorf("%.80q is not of the form TYPE=VALUE", s)
 		}
 		t, err := findNameType(strings.Trim(kind, " "))
 		if err != nil {
@@ -126,7 +126,7 @@ func findNameType(kind string) (nameType, error) {
 		}
 	}
 	if unknown.oid == nil {
-		return nameType{}, fmt.Errorf("%q is no attribute type that is known here", kind)
+		return nameType{}, fmt.Errorf("%.80q is no attribute type that is known here", kind)
 	}
 	return unknown, nil
 }
@@ -135,12 +135,12 @@ func parseOID(s string) (oid asn1.ObjectIdentifier, err error) {
 	for part := range strings.SplitSeq(s, ".") {
 		n, err := strconv.ParseUint(part, 10, 30)
 		if err != nil || part != strconv.FormatUint(n, 10) || len(oid) == oidLimit {
-			return nil, fmt.Errorf("%q is no object identifier", s)
+			return nil, fmt.Errorf("%.80q is no object identifier", s)
 		}
 		oid = append(oid, int(n))
 	}
 	if len(oid) < 2 || oid[0] > 2 || oid[0] < 2 && oid[1] > 39 {
-		return nil, fmt.Errorf("%q is no object identifier", s)
+		return nil, fmt.Errorf("%.80q is no object identifier", s)
 	}
 	return oid, nil
 }
