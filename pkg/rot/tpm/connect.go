@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -20,13 +21,15 @@ func (r *Root) connect() error {
 	if r.session != nil {
 		return nil
 	}
-	link, err := dial(r.tpm.ctx, r.address)
+	ctx, cancel := context.WithTimeout(r.tpm.ctx, r.tpm.deadline)
+	defer cancel()
+	link, err := dial(ctx, r.address)
 	if err != nil {
 		return err
 	}
 	r.tpm.link = link
 	if err := r.attach(); err != nil {
-		r.abandon()
+		r.leave() // the first error is the one to report
 		return err
 	}
 	return nil
@@ -44,22 +47,19 @@ func (r *Root) attach() error {
 	return r.recognise()
 }
 
-// abandon ends a connection that never came to work, and leaves nothing behind.
-func (r *Root) abandon() {
-	if r.session != nil && r.tpm.link != nil {
-		r.flush(r.session.handle) // the first error is the one to report
-	}
-	r.disconnect()
-}
-
-// disconnect forgets everything that was true of the connection only.
-func (r *Root) disconnect() {
-	r.tpm.disconnect()
-	r.session = nil
+// leave unloads keys and session, as far as the connection still serves, and ends
+// it. It may be called again.
+func (r *Root) leave() error {
+	var errs []error
 	for k := range r.loaded {
-		k.handle = tpm2.NamedHandle{}
+		errs = append(errs, r.unload(k))
 	}
-	clear(r.loaded)
+	if r.session != nil {
+		errs = append(errs, r.flush(r.session.handle))
+		r.session = nil
+	}
+	r.tpm.disconnect()
+	return errors.Join(errs...)
 }
 
 // flushResidue removes what a killed predecessor left in a TPM without resource

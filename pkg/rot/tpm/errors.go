@@ -16,8 +16,11 @@ func (e *brokenError) Error() string   { return rot.ErrUnavailable.Error() + ": 
 func (e *brokenError) Unwrap() []error { return []error{rot.ErrUnavailable, e.err} }
 
 // lost are the answers of a TPM that knows nothing of our keys and sessions any
-// more: it was reset or cleared behind our back, or it failed.
+// more: it was reset or cleared behind our back, or it failed. None of our keys
+// has an authorization value, so one that is said to be wrong means a session that
+// is out of step: somebody on the bus kept an answer from us.
 var lost = []tpm2.TPMRC{
+	tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth,
 	tpm2.TPMRCInitialize, tpm2.TPMRCFailure, tpm2.TPMRCHandle,
 	tpm2.TPMRCReferenceH0, tpm2.TPMRCReferenceH1, tpm2.TPMRCReferenceH2,
 	tpm2.TPMRCReferenceS0, tpm2.TPMRCReferenceS1, tpm2.TPMRCReferenceS2,

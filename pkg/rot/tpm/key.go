@@ -111,7 +111,7 @@ func (k *Key) Close() error {
 	}
 	r.tpm.ctx = context.Background()
 	if err := r.unload(k); err != nil {
-		r.disconnect() // the next one flushes it
+		r.leave()
 		return fmt.Errorf("cannot unload a key from the TPM: %w", err)
 	}
 	return nil

@@ -33,7 +33,11 @@ func (r *Root) endorsed(ctx context.Context, what string, factory tpm2.TPMHandle
 			if !a.FixedTPM || !a.SensitiveDataOrigin || a.Restricted != template.ObjectAttributes.Restricted || !a.SignEncrypt {
 				return fmt.Errorf("the TPM holds something else at %#x", factory)
 			}
-			k.load = func() (tpm2.NamedHandle, error) { return tpm2.NamedHandle{Handle: factory, Name: name}, nil }
+			handle := tpm2.NamedHandle{Handle: factory, Name: name}
+			if err := r.confirm(handle); err != nil {
+				return err
+			}
+			k.load = func() (tpm2.NamedHandle, error) { return handle, nil }
 			return k.adopt(public)
 		case !isAbsent(err):
 			return err
@@ -59,7 +63,8 @@ func (k *Key) adopt(public *tpm2.TPMTPublic) error {
 }
 
 // primary lets the TPM make a primary key again. The session's HMAC covers the
-// answer, and with it the public key.
+// answer, and with it the public key. It is another one than before only if the
+// chip's maker gave the endorsement hierarchy a new seed.
 func (k *Key) primary(template tpm2.TPMTPublic) (tpm2.NamedHandle, error) {
 	answer, err := execute(k.root, tpm2.CreatePrimary{
 		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHEndorsement, Auth: k.root.session.authorize("", in|out)},
@@ -74,6 +79,10 @@ func (k *Key) primary(template tpm2.TPMTPublic) (tpm2.NamedHandle, error) {
 	}
 	if err != nil {
 		return tpm2.NamedHandle{}, &brokenError{err}
+	}
+	if !bytes.Equal(tpm2.Marshal(public), tpm2.Marshal(k.public)) {
+		err := fmt.Errorf("%w: its endorsement hierarchy makes other keys than before", rot.ErrReplaced)
+		return tpm2.NamedHandle{}, errors.Join(err, k.root.flush(answer.ObjectHandle))
 	}
 	return tpm2.NamedHandle{Handle: answer.ObjectHandle, Name: answer.Name}, nil
 }

@@ -37,6 +37,13 @@ func (r *Root) readPublic(h tpm2.TPMHandle) (*tpm2.TPMTPublic, tpm2.TPM2BName, e
 	return public, *name, nil
 }
 
+// confirm asks again for what readPublic said, in the session: the TPM computes
+// its part of the HMAC with the Name of what it really has there.
+func (r *Root) confirm(h tpm2.NamedHandle) error {
+	_, err := execute(r, tpm2.ReadPublic{ObjectHandle: h}, r.session.authorize("", out))
+	return err
+}
+
 // isAbsent tells whether there is nothing at the handle of a readPublic.
 func isAbsent(err error) bool { return errors.Is(err, tpm2.TPMRCHandle) }
 

@@ -25,10 +25,7 @@ func (r *Root) provideSRK() error {
 		return fmt.Errorf("the TPM holds something at %#x that is no storage root key", srkHandle)
 	}
 	r.srk = tpm2.NamedHandle{Handle: srkHandle, Name: name}
-	// Ask again, in the session: the TPM computes its part of the HMAC with the
-	// Name of what it really has there.
-	_, err = execute(r, tpm2.ReadPublic{ObjectHandle: r.srk}, r.session.authorize("", out))
-	return err
+	return r.confirm(r.srk)
 }
 
 // makeSRK follows the TCG's template (TPM v2.0 Provisioning Guidance, 7.5.1), so

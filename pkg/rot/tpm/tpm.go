@@ -152,15 +152,7 @@ func (r *Root) Close() error {
 	}
 	r.closed = true
 	r.tpm.ctx = context.Background()
-	var errs []error
-	if r.session != nil {
-		for k := range r.loaded {
-			errs = append(errs, r.unload(k))
-		}
-		errs = append(errs, r.flush(r.session.handle))
-	}
-	r.disconnect()
-	if err := errors.Join(errs...); err != nil {
+	if err := r.leave(); err != nil {
 		return fmt.Errorf("cannot leave the TPM as it was: %w", err)
 	}
 	return nil
@@ -172,6 +164,8 @@ func (r *Root) run(ctx context.Context, f func() error) error {
 	case r.turn <- struct{}{}:
 		defer func() { <-r.turn }()
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil { // before a command is sent, which would end the connection
 		return context.Cause(ctx)
 	}
 	if r.closed {
@@ -186,7 +180,7 @@ func (r *Root) run(ctx context.Context, f func() error) error {
 	err = meaning(err)
 	var broken *brokenError
 	if errors.As(err, &broken) {
-		r.disconnect()
+		r.leave() // as far as it goes: the break is the error to report
 	}
 	return err
 }

@@ -2,12 +2,12 @@ package tpm_test
 
 import (
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/sha256"
 	"testing"
 
-	"birthmark/internal/swtpm/swtpmtest"
+	"github.com/google/go-tpm/tpm2"
+
 	"birthmark/pkg/rot"
+	"birthmark/pkg/rot/rottest"
 	"birthmark/pkg/rot/tpm"
 )
 
@@ -21,30 +21,124 @@ func open(t *testing.T, c tpm.Config) *tpm.Root {
 	return r
 }
 
-func TestThin(t *testing.T) {
-	s := swtpmtest.Start(t)
-	r := open(t, tpm.Config{Address: s.Address()})
-	t.Logf("%+v", r.Identity())
-	t.Log(r.Stats())
-	id, err := r.IDevID(t.Context())
+func create(t *testing.T, r *tpm.Root, a rot.Algorithm) rot.Key {
+	t.Helper()
+	k, err := r.Create(t.Context(), a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Log(r.Stats())
-	for _, a := range []rot.Algorithm{rot.P256, rot.P384, rot.RSA2048} {
-		k, err := r.Create(t.Context(), a)
+	return k
+}
+
+func idevid(t *testing.T, r *tpm.Root) rot.Key {
+	t.Helper()
+	k, err := r.IDevID(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// must makes go-tpm's commands fit on a line.
+func must[R any](t *testing.T) func(*R, error) *R {
+	return func(r *R, err error) *R {
+		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Log(r.Stats())
-		t.Log(k.(rot.Describer).Describe())
-		k.Close()
+		return r
 	}
-	d := sha256.Sum256(nil)
-	sig, err := id.Sign(nil, d[:], crypto.SHA256)
-	if err != nil || !ecdsa.VerifyASN1(id.Public().(*ecdsa.PublicKey), d[:], sig) {
-		t.Fatal(err)
+}
+
+// wantSigns fails the test unless k signs what its public key verifies.
+func wantSigns(t *testing.T, k rot.Key) {
+	t.Helper()
+	if err := rottest.Verify(k, "message", crypto.SHA256); err != nil {
+		t.Error(err)
 	}
-	_, err = r.Certify(t.Context(), id, d[:])
-	t.Log(err, r.Stats())
+}
+
+func same(a, b crypto.PublicKey) bool {
+	return a.(interface{ Equal(crypto.PublicKey) bool }).Equal(b)
+}
+
+func TestKeepsThePromisesOfARoot(t *testing.T) {
+	one, other := tpm.Start(t), tpm.StartOther(t)
+	rottest.Run(t,
+		func(t *testing.T) rot.Root { return open(t, tpm.Config{Address: one.Address()}) },
+		func(t *testing.T) rot.Root { return open(t, tpm.Config{Address: other.Address()}) })
+}
+
+func TestLeavesTheTPMAsItWas(t *testing.T) {
+	s := tpm.Start(t)
+	r := open(t, tpm.Config{Address: s.Address()})
+	wantSigns(t, idevid(t, r))
+	k := create(t, r, rot.P256)
+	wantSigns(t, k)
+	if _, err := r.Create(t.Context(), "DSA"); err == nil {
+		t.Error("made a key of kind DSA")
+	}
+	if _, err := r.Open(t.Context(), []byte("no key")); err == nil {
+		t.Error("opened a key file that is none")
+	}
+	if _, err := r.Certify(t.Context(), k, []byte("nonce")); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := k.Close(); err != nil {
+		t.Errorf("closing a key after its root: %v", err)
+	}
+	tpm.WantClean(t, s)
+}
+
+// Some agents are killed: what they left is in the way of everybody behind a
+// socket, since there is no resource manager.
+func TestFlushesWhatAKilledPredecessorLeft(t *testing.T) {
+	s := tpm.Start(t)
+	conn, done := tpm.Direct(t, s)
+	for range 3 { // as many as fit
+		must[tpm2.CreatePrimaryResponse](t)(tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(conn))
+		if _, _, err := tpm2.HMACSession(conn, tpm2.TPMAlgSHA256, 16); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done()
+	r := open(t, tpm.Config{Address: s.Address()})
+	wantSigns(t, create(t, r, rot.P256))
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	tpm.WantClean(t, s)
+}
+
+// More keys than the TPM has room for take turns.
+func TestManyKeys(t *testing.T) {
+	s := tpm.Start(t)
+	r := open(t, tpm.Config{Address: s.Address()})
+	keys := []rot.Key{idevid(t, r), idevid(t, r)}
+	for range 6 {
+		keys = append(keys, create(t, r, rot.P256))
+	}
+	for range 2 {
+		for _, k := range keys {
+			wantSigns(t, k)
+		}
+	}
+	if _, err := r.Certify(t.Context(), keys[2], nil); err != nil {
+		t.Error(err)
+	}
+	for _, k := range keys {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+		if _, err := k.Sign(nil, make([]byte, 32), crypto.SHA256); err == nil {
+			t.Error("a closed key signed")
+		}
+	}
+	r.Close()
+	tpm.WantClean(t, s)
 }

@@ -1,0 +1,66 @@
+package tpm
+
+import (
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/google/go-tpm/tpm2"
+	gotpm "github.com/google/go-tpm/tpm2/transport"
+
+	"birthmark/internal/swtpm"
+	"birthmark/internal/swtpm/swtpmtest"
+)
+
+// Start powers on a TPM of the test's own. At the end of the test, nothing may be
+// loaded in it.
+func Start(tb testing.TB) *swtpm.TPM {
+	tb.Helper()
+	return clean(tb, swtpmtest.Start(tb))
+}
+
+// StartOther is Start for a TPM with other endorsement keys.
+func StartOther(tb testing.TB) *swtpm.TPM {
+	tb.Helper()
+	return clean(tb, swtpmtest.StartOther(tb))
+}
+
+// clean has to come before whatever opens the TPM: cleanups run backwards.
+func clean(tb testing.TB, s *swtpm.TPM) *swtpm.TPM {
+	tb.Helper()
+	tb.Cleanup(func() { WantClean(tb, s) })
+	return s
+}
+
+// WantClean fails the test if something is loaded in the TPM. Nobody may hold its
+// connection.
+func WantClean(tb testing.TB, s *swtpm.TPM) {
+	tb.Helper()
+	conn, done := Direct(tb, s)
+	defer done()
+	for what, first := range map[string]uint32{"transient objects": 0x80000000, "loaded sessions": 0x02000000, "saved sessions": 0x03000000} {
+		answer, err := tpm2.GetCapability{Capability: tpm2.TPMCapHandles, Property: first, PropertyCount: handlesAtOnce}.Execute(conn)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		list, err := answer.CapabilityData.Data.Handles()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if len(list.Handle) > 0 {
+			tb.Errorf("%s are left in the TPM: %#x", what, list.Handle)
+		}
+	}
+}
+
+// Direct speaks to a TPM past our code, with go-tpm alone, until done is called:
+// swtpm serves one client at a time.
+func Direct(tb testing.TB, s *swtpm.TPM) (conn gotpm.TPM, done func()) {
+	tb.Helper()
+	c, err := net.Dial("unix", strings.TrimPrefix(s.Address(), "unix:"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { c.Close() })
+	return gotpm.FromReadWriter(c), func() { c.Close() }
+}
