@@ -29,6 +29,13 @@ func StartOther(tb testing.TB) *swtpm.TPM {
 	return start(tb, second())
 }
 
+// StartBare is Start for a TPM that is like no other, and whose maker gave it no
+// endorsement key and no certificate.
+func StartBare(tb testing.TB) *swtpm.TPM {
+	tb.Helper()
+	return start(tb, made{}) // swtpm makes the state that is missing
+}
+
 // Dir returns a folder with a copy of this process's TPM that is not powered on.
 // Its path is short enough for a socket, and it goes away when the test ends.
 func Dir(tb testing.TB) string {

@@ -152,16 +152,28 @@ func keyHash(key crypto.PublicKey) string {
 // readCertificate reads an EK certificate from NV. The key is nil when there is no
 // certificate in it that anybody could use.
 func (r *Root) readCertificate(index tpm2.TPMHandle) ([]byte, crypto.PublicKey, error) {
-	data, err := r.readNV(index)
+	public, name, err := r.readNVPublic(index)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot read the EK certificate at %#x: %w", index, err)
+	}
+	if err := mayRead(public); err != nil {
+		r.warnUnusable(index, err)
+		return nil, nil, nil
+	}
+	data, err := r.readNV(tpm2.NamedHandle{Handle: index, Name: name}, int(public.DataSize))
 	if err != nil {
 		return nil, nil, fmt.Errorf("cannot read the EK certificate at %#x: %w", index, err)
 	}
 	der, key, err := parseCertificate(data)
 	if err != nil {
-		r.log.Warn("the TPM's EK certificate is not usable", "index", fmt.Sprintf("%#x", index), "err", err)
+		r.warnUnusable(index, err)
 		return nil, nil, nil
 	}
 	return der, key, nil
+}
+
+func (r *Root) warnUnusable(index tpm2.TPMHandle, err error) {
+	r.log.Warn("the TPM's EK certificate is not usable", "index", fmt.Sprintf("%#x", index), "err", err)
 }
 
 // parseCertificate cuts the padding that chip makers leave behind a certificate
@@ -196,26 +208,40 @@ func parseCertificate(data []byte) (der []byte, key crypto.PublicKey, err error)
 	return whole.FullBytes, key, nil
 }
 
-// readNV reads a whole NV index that its own, empty authorization opens.
-func (r *Root) readNV(index tpm2.TPMHandle) ([]byte, error) {
+func (r *Root) readNVPublic(index tpm2.TPMHandle) (*tpm2.TPMSNVPublic, tpm2.TPM2BName, error) {
 	answer, err := execute(r, tpm2.NVReadPublic{NVIndex: index})
 	if err != nil {
-		return nil, err
+		return nil, tpm2.TPM2BName{}, err
 	}
 	public, err := answer.NVPublic.Contents()
 	if err != nil {
-		return nil, &brokenError{err}
+		return nil, tpm2.TPM2BName{}, &brokenError{err}
 	}
-	if public.DataSize > certificateLimit {
-		return nil, fmt.Errorf("%d bytes, at most %d", public.DataSize, certificateLimit)
+	return public, answer.NVName, nil
+}
+
+// mayRead tells why an NV index is none that readNV can read.
+func mayRead(public *tpm2.TPMSNVPublic) error {
+	switch a := public.Attributes; {
+	case public.DataSize > certificateLimit:
+		return fmt.Errorf("%d bytes, at most %d", public.DataSize, certificateLimit)
+	case !a.Written:
+		return errors.New("nothing was ever written to it")
+	case !a.AuthRead, a.ReadLocked:
+		return errors.New("it may not be read")
 	}
+	return nil
+}
+
+// readNV reads an NV index that its own, empty authorization opens.
+func (r *Root) readNV(index tpm2.NamedHandle, size int) ([]byte, error) {
 	var data []byte
-	for chunk := nvChunk; len(data) < int(public.DataSize); {
-		size := min(chunk, int(public.DataSize)-len(data))
+	for chunk := nvChunk; len(data) < size; {
+		n := min(chunk, size-len(data))
 		part, err := execute(r, tpm2.NVRead{
-			AuthHandle: tpm2.AuthHandle{Handle: index, Name: answer.NVName, Auth: tpm2.PasswordAuth(nil)},
-			NVIndex:    tpm2.NamedHandle{Handle: index, Name: answer.NVName},
-			Size:       uint16(size),
+			AuthHandle: tpm2.AuthHandle{Handle: index.Handle, Name: index.Name, Auth: tpm2.PasswordAuth(nil)},
+			NVIndex:    index,
+			Size:       uint16(n),
 			Offset:     uint16(len(data)),
 		})
 		if errors.Is(err, tpm2.TPMRCValue) && chunk > nvChunkMin { // more than TPM_PT_NV_BUFFER_MAX
@@ -225,7 +251,7 @@ func (r *Root) readNV(index tpm2.TPMHandle) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(part.Data.Buffer) != size {
+		if len(part.Data.Buffer) != n {
 			return nil, &brokenError{errors.New("an NV read of another size than asked for")}
 		}
 		data = append(data, part.Data.Buffer...)

@@ -1,0 +1,260 @@
+package tpm
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/asn1"
+	"math/big"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	gotpm "github.com/google/go-tpm/tpm2/transport"
+
+	"birthmark/internal/swtpm/swtpmtest"
+)
+
+// A chip is what its maker put into a TPM, with go-tpm alone.
+type chip struct {
+	t    *testing.T
+	conn gotpm.TPM
+}
+
+// ek makes the key of a template and returns its public part; at a handle, if
+// that is not 0, it stays.
+func (c chip) ek(template tpm2.TPMTPublic, at tpm2.TPMHandle) crypto.PublicKey {
+	c.t.Helper()
+	made, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(template)}.Execute(c.conn)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if at != 0 {
+		_, err := tpm2.EvictControl{
+			Auth: tpm2.TPMRHOwner, ObjectHandle: tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, PersistentHandle: at,
+		}.Execute(c.conn)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	if _, err := (tpm2.FlushContext{FlushHandle: made.ObjectHandle}).Execute(c.conn); err != nil {
+		c.t.Fatal(err)
+	}
+	public, err := made.OutPublic.Contents()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	key, err := publicKey(public)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return key
+}
+
+// index defines an NV index and fills it, unless data is nil.
+func (c chip) index(at tpm2.TPMHandle, size int, data []byte, may tpm2.TPMANV) {
+	c.t.Helper()
+	may.OwnerWrite, may.OwnerRead, may.NoDA = true, true, true
+	define := tpm2.NVDefineSpace{
+		AuthHandle: tpm2.TPMRHOwner,
+		PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{NVIndex: at, NameAlg: tpm2.TPMAlgSHA256, Attributes: may, DataSize: uint16(size)}),
+	}
+	if _, err := define.Execute(c.conn); err != nil {
+		c.t.Fatal(err)
+	}
+	for offset := 0; offset < len(data); offset += nvChunk {
+		public, err := tpm2.NVReadPublic{NVIndex: at}.Execute(c.conn)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		_, err = tpm2.NVWrite{
+			AuthHandle: tpm2.TPMRHOwner, NVIndex: tpm2.NamedHandle{Handle: at, Name: public.NVName},
+			Data:   tpm2.TPM2BMaxNVBuffer{Buffer: data[offset:min(len(data), offset+nvChunk)]},
+			Offset: uint16(offset),
+		}.Execute(c.conn)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+var readable = tpm2.TPMANV{AuthRead: true}
+
+// ekCertificate lets a made-up chip maker certify a key.
+func ekCertificate(t *testing.T, key crypto.PublicKey) []byte {
+	t.Helper()
+	maker, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now(), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key, maker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+// Every template that a chip maker can have used makes the key of its certificate.
+func TestFindsTheKeyOfEveryKindOfCertificate(t *testing.T) {
+	for _, template := range ekTemplates {
+		s := clean(t, swtpmtest.StartBare(t))
+		conn, done := Direct(t, s)
+		c := chip{t, conn}
+		key := c.ek(template.public, 0)
+		der := ekCertificate(t, key)
+		c.index(template.certificate, len(der), der, readable)
+		done()
+		r := openTest(t, s)
+		if id := r.Identity(); id.EK != keyHash(key) || !bytes.Equal(id.EKCertificate, der) {
+			t.Errorf("%#x: got EK %s with a certificate of %d bytes, want %s with %d", template.certificate, id.EK, len(id.EKCertificate), keyHash(key), len(der))
+		}
+		r.Close()
+	}
+}
+
+func TestTakesOnlyCertificatesThatFit(t *testing.T) {
+	best, next := ekTemplates[0], ekTemplates[1]
+	for name, spoil := range map[string]func(c chip, good []byte){
+		"another chip's": func(c chip, good []byte) {
+			other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			der := ekCertificate(t, other.Public())
+			c.index(best.certificate, len(der), der, readable)
+		},
+		"another kind's": func(c chip, good []byte) {
+			der := ekCertificate(t, c.ek(ekTemplates[3].public, 0))
+			c.index(best.certificate, len(der), der, readable)
+		},
+		"noise":         func(c chip, good []byte) { c.index(best.certificate, 100, make([]byte, 100), readable) },
+		"half of it":    func(c chip, good []byte) { c.index(best.certificate, 100, good[:100], readable) },
+		"never written": func(c chip, good []byte) { c.index(best.certificate, len(good), nil, readable) },
+		"not for us":    func(c chip, good []byte) { c.index(best.certificate, len(good), good, tpm2.TPMANV{}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := clean(t, swtpmtest.StartBare(t))
+			conn, done := Direct(t, s)
+			c := chip{t, conn}
+			spoil(c, ekCertificate(t, c.ek(best.public, 0)))
+			key := c.ek(next.public, 0)
+			der := ekCertificate(t, key)
+			c.index(next.certificate, len(der), der, readable)
+			done()
+			if id := openTest(t, s).Identity(); id.EK != keyHash(key) || !bytes.Equal(id.EKCertificate, der) {
+				t.Errorf("got EK %s with a certificate of %d bytes, want that of the next index, %s", id.EK, len(id.EKCertificate), keyHash(key))
+			}
+		})
+	}
+}
+
+// Chip makers reserve more room than a certificate needs, and fill it with zeros
+// or ones. A long one has to be read in pieces.
+func TestCutsWhatIsBehindACertificate(t *testing.T) {
+	for name, padding := range map[string][]byte{
+		"zeros": make([]byte, 300),
+		"ones":  bytes.Repeat([]byte{0xff}, 300),
+		"a lot": make([]byte, 1500), // swtpm's largest index has 2048 bytes
+	} {
+		s := clean(t, swtpmtest.StartBare(t))
+		conn, done := Direct(t, s)
+		c := chip{t, conn}
+		der := ekCertificate(t, c.ek(ekTemplates[0].public, 0))
+		c.index(ekTemplates[0].certificate, len(der)+len(padding), slices.Concat(der, padding), readable)
+		done()
+		r := openTest(t, s)
+		if got := r.Identity().EKCertificate; !bytes.Equal(got, der) {
+			t.Errorf("%s: got a certificate of %d bytes, want %d", name, len(got), len(der))
+		}
+		r.Close()
+	}
+}
+
+// A key that is kept ready is used; one that only stands at its place is not.
+func TestTakesTheKeyThatIsKeptReadyIfItIsTheOne(t *testing.T) {
+	for name, kept := range map[string]ekTemplate{"the one": ekTemplates[0], "another": ekTemplates[1]} {
+		s := clean(t, swtpmtest.StartBare(t))
+		conn, done := Direct(t, s)
+		c := chip{t, conn}
+		key := c.ek(ekTemplates[0].public, 0)
+		der := ekCertificate(t, key)
+		c.index(ekTemplates[0].certificate, len(der), der, readable)
+		c.ek(kept.public, ekTemplates[0].persistent)
+		done()
+		r := openTest(t, s)
+		if got := r.Identity().EK; got != keyHash(key) {
+			t.Errorf("%s: got EK %s, want %s", name, got, keyHash(key))
+		}
+		r.Close()
+	}
+}
+
+// A chip without any certificate has an identity all the same, and is known again.
+func TestDoesWithoutACertificate(t *testing.T) {
+	s := clean(t, swtpmtest.StartBare(t))
+	conn, done := Direct(t, s)
+	key := chip{t, conn}.ek(ekTemplates[0].public, 0)
+	done()
+	r := openTest(t, s)
+	first := r.Identity()
+	if first.EK != keyHash(key) || first.EKCertificate != nil {
+		t.Errorf("got EK %s with a certificate of %d bytes, want %s with none", first.EK, len(first.EKCertificate), keyHash(key))
+	}
+	r.Close()
+	r, err := Open(t.Context(), Config{Address: s.Address(), Known: first})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+}
+
+// Some certificates are no strict DER, and some name the key RSAES-OAEP; their key
+// is found all the same.
+func TestReadsOldCertificates(t *testing.T) {
+	modulus := new(big.Int).Lsh(big.NewInt(1), 2047)
+	modulus.SetBit(modulus, 0, 1)
+	pkcs1, err := asn1.Marshal(struct {
+		N *big.Int
+		E int
+	}{modulus, 65537})
+	if err != nil {
+		t.Fatal(err)
+	}
+	oaep := asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
+	type algorithm struct{ ID asn1.ObjectIdentifier }
+	type spki struct {
+		Algorithm algorithm
+		Key       asn1.BitString
+	}
+	type tbs struct {
+		Version                   int `asn1:"explicit,tag:0"`
+		Serial                    int
+		Signature                 algorithm
+		Issuer, Validity, Subject struct{}
+		SPKI                      spki
+	}
+	der, err := asn1.Marshal(struct {
+		TBS       tbs
+		Algorithm algorithm
+		Signature asn1.BitString
+	}{tbs{Version: 2, Serial: -1, Signature: algorithm{oaep}, SPKI: spki{algorithm{oaep}, asn1.BitString{Bytes: pkcs1, BitLength: 8 * len(pkcs1)}}},
+		algorithm{oaep}, asn1.BitString{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x509.ParseCertificate(der); err == nil {
+		t.Error("package x509 reads it, too: it shows nothing")
+	}
+	got, key, err := parseCertificate(der)
+	if err != nil || !bytes.Equal(got, der) {
+		t.Fatalf("got %d bytes, %v, want %d", len(got), err, len(der))
+	}
+	if keyHash(key) == "" {
+		t.Errorf("got a key of type %T", key)
+	}
+}
