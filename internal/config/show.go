@@ -32,6 +32,24 @@ func (l *Loaded) Show(w io.Writer, origin bool) error {
 	return err
 }
 
+// A Value is one setting in force.
+type Value struct {
+	Name   string `json:"name"` // in full, like "birth.url"
+	Value  any    `json:"value"`
+	Origin string `json:"origin"` // as [Loaded.Origin] says it
+}
+
+// Values are the settings in force, in the order of the reference.
+func (l *Loaded) Values() []Value {
+	var all []Value
+	for _, sec := range sections {
+		for _, s := range sec.settings {
+			all = append(all, Value{s.name(), s.field(&l.Config).Interface(), l.Origin(s.name())})
+		}
+	}
+	return all
+}
+
 // value is the setting in c as TOML.
 func (s setting) value(c *Config) string {
 	switch v := s.field(c).Interface().(type) {
