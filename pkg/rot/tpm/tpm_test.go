@@ -11,30 +11,30 @@ import (
 	"birthmark/pkg/rot/tpm"
 )
 
-func open(t *testing.T, c tpm.Config) *tpm.Root {
-	t.Helper()
-	r, err := tpm.Open(t.Context(), c)
+func open(tb testing.TB, c tpm.Config) *tpm.Root {
+	tb.Helper()
+	r, err := tpm.Open(tb.Context(), c)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	t.Cleanup(func() { r.Close() })
+	tb.Cleanup(func() { r.Close() })
 	return r
 }
 
-func create(t *testing.T, r *tpm.Root, a rot.Algorithm) rot.Key {
-	t.Helper()
-	k, err := r.Create(t.Context(), a)
+func create(tb testing.TB, r *tpm.Root, a rot.Algorithm) rot.Key {
+	tb.Helper()
+	k, err := r.Create(tb.Context(), a)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return k
 }
 
-func idevid(t *testing.T, r *tpm.Root) rot.Key {
-	t.Helper()
-	k, err := r.IDevID(t.Context())
+func idevid(tb testing.TB, r *tpm.Root) rot.Key {
+	tb.Helper()
+	k, err := r.IDevID(tb.Context())
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return k
 }
