@@ -203,6 +203,7 @@ func TestCertificatesRefuses(t *testing.T) {
 
 func TestCertificatesRefusesOtherMessages(t *testing.T) {
 	chain := file(t, "chain.p7")
+	content := minimal(t).der()[4+2+len(idSignedData):] // [0] with its header of 4 octets
 	for _, tc := range []struct {
 		name string
 		b    []byte
@@ -217,7 +218,8 @@ func TestCertificatesRefusesOtherMessages(t *testing.T) {
 		{"enveloped data", file(t, "enveloped.p7")},
 		{"bytes after the end", append(bytes.Clone(chain), 0)},
 		{"bytes after the end of BER", append(toBER(t, chain), 0, 0)},
-		{"a certificate beside the content", tlv(tagSequence, tlv(tagOID, idSignedData), tlv(tagContext0, nil), minimal(t).certs[4:])},
+		{"a second content", tlv(tagSequence, tlv(tagOID, idSignedData), content, content)},
+		{"two SignedData in the content", tlv(tagSequence, tlv(tagOID, idSignedData), tlv(tagContext0, content[4:], content[4:]))},
 		{"PEM", []byte("-----BEGIN PKCS7-----\n")},
 	} {
 		if certs, err := Certificates(tc.b); err == nil || certs != nil {
