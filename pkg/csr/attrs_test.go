@@ -322,6 +322,19 @@ func TestParseAttrsPassesOverWhatItDoesNotKnow(t *testing.T) {
 	}
 }
 
+// To spell out a number takes time that grows with the square of its length.
+func TestLongIdentifiersAreNotSpelledOut(t *testing.T) {
+	for _, tc := range []struct {
+		octets int
+		want   bool
+	}{{attrOIDLimit, true}, {attrOIDLimit + 1, false}} {
+		v := asn1.RawValue{Tag: asn1.TagOID, Bytes: append(bytes.Repeat([]byte{0x81}, tc.octets-1), 1)}
+		if got := dotted(v); (got != "") != tc.want {
+			t.Errorf("%d octets: %q, want spelled out %v", tc.octets, got, tc.want)
+		}
+	}
+}
+
 func TestParseAttrsRefuses(t *testing.T) {
 	san := extension("2.5.29.17", enc(0x30))
 	for _, tc := range []struct {

@@ -10,9 +10,9 @@
 //	wish.Apply(&req) // wish: what ParseAttrs made of the CA's answer
 //	der, err := csr.Build(req, key)
 //
-// crypto/x509 can make requests too, but not these: it writes names anew, where a
-// renewal has to repeat them byte for byte (RFC 7030, 4.2.2), and some attributes it
-// cannot write at all.
+// Requests are put together here, and not by crypto/x509, because that knows only one
+// shape of attribute, which those of RFC 2985 and of attestation do not have; and
+// what is signed is what was given, byte for byte.
 //
 // [Attrs] are the wishes that an EST server tells before a request (CSR attributes:
 // RFC 7030, 4.5, made precise by RFC 9908). They are wishes: [Attrs.Algorithm] names

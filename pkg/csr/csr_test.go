@@ -108,30 +108,40 @@ func sameExtension(a, b pkix.Extension) bool {
 	return a.Id.Equal(b.Id) && a.Critical == b.Critical && bytes.Equal(a.Value, b.Value)
 }
 
-// The request of crypto/x509, where that can write it, is the same to the last byte
-// before the signature.
+// The request of crypto/x509, where that can write it, is the same up to the
+// signature.
 func TestBuildWritesWhatOthersWrite(t *testing.T) {
-	key := ecKey(t, elliptic.P256())
-	tmpl := &x509.CertificateRequest{RawSubject: commonName(t, "dev-1"), DNSNames: []string{"dev-1.example"}}
-	theirs, err := x509.CreateCertificateRequest(rand.Reader, tmpl, key)
-	if err != nil {
+	for name, key := range map[string]crypto.Signer{
+		"P-256": ecKey(t, elliptic.P256()), "P-384": ecKey(t, elliptic.P384()), "RSA-2048": rsaKey(t, 2048),
+	} {
+		tmpl := &x509.CertificateRequest{RawSubject: commonName(t, "dev-1"), DNSNames: []string{"dev-1.example"}}
+		theirs, err := x509.CreateCertificateRequest(rand.Reader, tmpl, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := x509.ParseCertificateRequest(theirs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours, err := Build(Request{Subject: parsed.RawSubject, Extensions: parsed.Extensions}, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := unsigned(t, ours), unsigned(t, theirs); !bytes.Equal(got, want) {
+			t.Errorf("%s: % x\nwant % x", name, got, want)
+		}
+	}
+}
+
+// unsigned is a request with an empty signature.
+func unsigned(t *testing.T, der []byte) []byte {
+	t.Helper()
+	var req certificationRequest
+	if _, err := asn1.Unmarshal(der, &req); err != nil {
 		t.Fatal(err)
 	}
-	want, err := x509.ParseCertificateRequest(theirs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ours, err := Build(Request{Subject: want.RawSubject, Extensions: want.Extensions}, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := x509.ParseCertificateRequest(ours)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got.RawTBSCertificateRequest, want.RawTBSCertificateRequest) {
-		t.Errorf("% x\nwant % x", got.RawTBSCertificateRequest, want.RawTBSCertificateRequest)
-	}
+	req.Signature = asn1.BitString{}
+	return mustMarshal(t, req)
 }
 
 // A signer is a key that signs with something else: another key, or not at all.
