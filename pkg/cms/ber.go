@@ -3,6 +3,7 @@ package cms
 import (
 	"bytes"
 	"errors"
+	"fmt"
 )
 
 // toDER rewrites a message in BER as DER, as far as that can be done without
@@ -53,6 +54,9 @@ type piece struct {
 func (c *converter) element(b []byte, depth int) (size int, rest []byte, err error) {
 	if depth > DepthLimit {
 		return 0, nil, errDepth
+	}
+	if len(c.pieces) >= elementLimit {
+		return 0, nil, fmt.Errorf("more than %d elements", elementLimit)
 	}
 	e, rest, err := split(b, true)
 	if err != nil {

@@ -15,7 +15,8 @@
 // its signature holds after that, if it ever did.
 //
 // Time and memory are linear in the size of the message, which is limited to
-// [SizeLimit]; elements nest [DepthLimit] deep and not deeper. What no message of
+// [SizeLimit], as is the number of elements in it; they nest [DepthLimit] deep and
+// not deeper. What no message of
 // this kind needs is refused rather than understood: tag numbers above 30, lengths
 // of more than four octets, bytes after the end.
 package cms
@@ -35,7 +36,8 @@ const (
 	// about twelve.
 	DepthLimit = 32
 
-	certificateLimit = 64 // in one message, repetitions included
+	certificateLimit = 64       // in one message, repetitions included
+	elementLimit     = 32 << 10 // in one message; certificates have one in about ten bytes
 )
 
 // Identifier octets: class, form and number (X.690, 8.1.2).
