@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func servedBy(cert *tls.Certificate) func(*tls.Config) {
@@ -183,10 +184,16 @@ func TestARefusedCertificateIsReportedAsSuch(t *testing.T) {
 			s := serve(t, func(conf *tls.Config) {
 				conf.MaxVersion, conf.ClientAuth, conf.ClientCAs = version, tls.RequireAndVerifyClientCert, pool(root)
 			})
-			c := s.client(t, func(conf *Config) { conf.Certificate = foreign.device(newKey()).tls() })
-			_, err := c.Enroll(t.Context(), ask())
-			check(t, err, "refused", "does not accept our certificate")
-			_, err = s.client(t).Enroll(t.Context(), ask())
+			for why, cert := range map[string]*party{
+				"unknown certificate authority": foreign.device(newKey()),
+				"expired certificate":           root.device(newKey(), func(tmpl *x509.Certificate) { tmpl.NotAfter = now.Add(-time.Hour) }),
+				"bad certificate":               root.server(),
+			} {
+				c := s.client(t, func(conf *Config) { conf.Certificate = cert.tls() })
+				_, err := c.Enroll(t.Context(), ask())
+				check(t, err, "refused", "does not accept our certificate: tls: "+why)
+			}
+			_, err := s.client(t).Enroll(t.Context(), ask())
 			check(t, err, "refused", "there is none to show")
 			if n := len(s.requests()); n != 0 {
 				t.Errorf("%d requests got through", n)
@@ -237,14 +244,17 @@ func TestReenroll(t *testing.T) {
 
 	t.Run("with the same key, the old certificate beside the new one", func(t *testing.T) {
 		old := issuing.device(deviceKey, func(tmpl *x509.Certificate) { tmpl.NotBefore = now.Add(-10 * day) })
-		s.issue = func(csr *x509.CertificateRequest) []*x509.Certificate {
-			return append(raw(old), raw(certify(csr), old)...)
-		}
 		req := ask()
 		req.Current = old.Certificate
-		issued, err := c.Reenroll(t.Context(), req)
-		if err != nil || issued.Chain[0].Equal(old.Certificate) {
-			t.Errorf("got the old one %v, error %v", err == nil, err)
+		for order, place := range map[string]func(leaf *party) []*party{
+			"before it": func(leaf *party) []*party { return []*party{old, leaf} },
+			"after it":  func(leaf *party) []*party { return []*party{leaf, old} },
+		} {
+			s.issue = func(csr *x509.CertificateRequest) []*x509.Certificate { return raw(place(certify(csr))...) }
+			issued, err := c.Reenroll(t.Context(), req)
+			if err != nil || issued.Chain[0].Equal(old.Certificate) {
+				t.Errorf("%s: got the old one: %v, error %v", order, err == nil, err)
+			}
 		}
 	})
 	t.Run("for a shorter life", func(t *testing.T) {

@@ -131,7 +131,10 @@ func read(resp *http.Response) (*answer, error) {
 	var err error
 	switch {
 	case a.status == http.StatusOK:
-		if a.body, err = io.ReadAll(io.LimitReader(resp.Body, answerLimit+1)); err != nil {
+		a.body, err = io.ReadAll(io.LimitReader(resp.Body, answerLimit+1))
+		// Giving up sends close_notify first, and a server that ends its answer because
+		// of that may still be heard: the answer looks whole and is not.
+		if err = cmp.Or(err, context.Cause(resp.Request.Context())); err != nil {
 			return nil, err
 		}
 		if len(a.body) > answerLimit {

@@ -123,9 +123,9 @@ func (c *Client) newPeer(conf *tls.Config, anchors []*x509.Certificate) *peer {
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: headerLimit,
 		IdleConnTimeout:        idleLimit,
-		// The transport may finish a connection after its request was given up.
-		DialContext:         (&net.Dialer{Timeout: c.Timeout}).DialContext,
-		TLSHandshakeTimeout: c.Timeout,
+		// The transport goes on connecting after a request was given up, for a while.
+		DialContext:         (&net.Dialer{Timeout: 2 * c.Timeout}).DialContext,
+		TLSHandshakeTimeout: 2 * c.Timeout,
 	}}
 	// tls.Config.Certificates would be filtered by the CAs that the server names, and
 	// servers name none, or the wrong ones.
@@ -136,10 +136,12 @@ func (c *Client) newPeer(conf *tls.Config, anchors []*x509.Certificate) *peer {
 	return p
 }
 
-// proxy is the proxy of the environment. One that is itself reached over TLS would
-// be verified as if it were the EST server.
-func proxy(req *http.Request) (*url.URL, error) {
-	u, err := http.ProxyFromEnvironment(req)
+// proxy is the proxy of the environment.
+func proxy(req *http.Request) (*url.URL, error) { return usable(http.ProxyFromEnvironment(req)) }
+
+// usable refuses a proxy that is itself reached over TLS: it would be verified as if
+// it were the EST server.
+func usable(u *url.URL, err error) (*url.URL, error) {
 	if u != nil && u.Scheme == "https" {
 		return nil, fmt.Errorf("the proxy %s is to be reached over https: only http and socks5 can be used", u.Redacted())
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -118,4 +119,20 @@ func TestAProxyCannotStandInForTheServer(t *testing.T) {
 	c := s.client(t, func(conf *Config) { conf.URL = "https://" + proxied })
 	_, err := c.Enroll(t.Context(), ask())
 	check(t, err, "untrusted", "unknown authority")
+}
+
+func TestAProxyOverTLSIsRefused(t *testing.T) {
+	for address, ok := range map[string]bool{
+		"http://proxy.example:3128": true, "socks5://proxy.example": true, "https://user:secret@proxy.example": false,
+	} {
+		u, err := url.Parse(address)
+		must(err)
+		got, err := usable(u, nil)
+		if (err == nil) != ok || (got != nil) != ok {
+			t.Errorf("%s: got %v, error %v, want it used: %v", address, got, err, ok)
+		}
+		if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("the error tells the proxy's password: %v", err)
+		}
+	}
 }
