@@ -240,6 +240,10 @@ func certificates(tb testing.TB, a answer) []*x509.Certificate {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	// Version 1, no digests, content of type data and none of it (RFC 5652 5.1).
+	if start := []byte("\x02\x01\x01\x31\x00\x30\x0b\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x01\xa0"); !bytes.Contains(der, start) {
+		tb.Errorf("%x is not certs-only", der)
+	}
 	p7, err := pkcs7.Parse(der)
 	if err != nil {
 		tb.Fatal(err)
@@ -274,6 +278,16 @@ func TestALife(t *testing.T) {
 			t.Error("renewed with the same key, the device got the certificate that it had")
 		}
 	}
+}
+
+// An owner may know only the root of a maker: then the device brings what is between.
+func TestADeviceBringsItsChain(t *testing.T) {
+	w := newWorld(t, t.TempDir(), func(c *Config) { c.Clients = c.Clients[1:] })
+	dev := newDevice(t, "dev-1")
+	dev.pass = w.password(t, w.maker, "dev-1")
+	idevid := dev.mustEnrol(t, w.makerEST, "simpleenroll")
+	checkRefusal(t, "without the issuing CA", dev.holding(t, idevid).post(t, w.ownerEST, "simpleenroll"), 403, "unknown authority")
+	dev.holding(t, idevid, w.maker.Issuing()).mustEnrol(t, w.ownerEST, "simpleenroll")
 }
 
 // What was lost on the way is sent again, also after the lab was restarted, and under

@@ -54,13 +54,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
-	name, err := operationName(r.URL)
+	name, op, err := h.find(r.URL)
 	if err != nil {
 		return err
-	}
-	op, ok := h.operations[name]
-	if !ok {
-		return refusal(http.StatusNotFound, "operation %q is not offered here", name)
 	}
 	if r.Method != op.method && (op.method != http.MethodGet || r.Method != http.MethodHead) {
 		w.Header().Set("Allow", op.method)
@@ -69,18 +65,25 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) error {
 	return op.serve(w, r)
 }
 
-// operationName is the last part of a path, which there may be a label before (RFC
-// 7030 3.2.2). Paths are taken as they are: no other case, no slash at the end.
-func operationName(u *url.URL) (string, error) {
+// find returns the operation that is the last part of a path, before which there may be
+// a label (RFC 7030 3.2.2). Paths are taken as they are: no other case, no slash at the
+// end.
+func (h *handler) find(u *url.URL) (string, operation, error) {
 	path, ok := strings.CutPrefix(u.EscapedPath(), root)
+	if !ok {
+		return "", operation{}, refusal(http.StatusNotFound, "no such path: EST is at %s", root)
+	}
 	label, name, labelled := strings.Cut(path, "/")
 	if !labelled {
-		label, name = "label", path
+		name = path
+	} else if _, taken := h.operations[label]; taken || label == "" {
+		return "", operation{}, refusal(http.StatusNotFound, "%q is no label", label)
 	}
-	if !ok || label == "" || name == "" || strings.Contains(name, "/") {
-		return "", refusal(http.StatusNotFound, "no such path: EST is at %s", root)
+	op, ok := h.operations[name]
+	if !ok {
+		return "", operation{}, refusal(http.StatusNotFound, "operation %q is not offered here", name)
 	}
-	return name, nil
+	return name, op, nil
 }
 
 // serveCACerts answers RFC 7030 4.1.
