@@ -107,7 +107,7 @@ func (w *wish) fit(leaf *x509.Certificate) error {
 // the answer holds leaf only, as it should (RFC 7030, 4.2.3), those that lie between
 // come from /cacerts.
 func (c *Client) chain(ctx context.Context, p *peer, leaf *x509.Certificate, certs []*x509.Certificate) ([]*x509.Certificate, error) {
-	clk := c.Clock
+	clk := c.conf.Clock
 	if now := clk.Now(); clk.Trusted() && leaf.NotBefore.After(now) {
 		if leaf.NotBefore.Sub(now) > skew {
 			return nil, answerErrorf("the certificate begins at %s, and it is %s",

@@ -95,7 +95,7 @@ type Config struct {
 
 // A Client speaks with one EST server. It is safe for concurrent use.
 type Client struct {
-	Config
+	conf Config
 
 	origin *url.URL // scheme and host only
 	path   string   // escaped, up to the operation
@@ -163,7 +163,7 @@ func New(conf Config) (*Client, error) {
 		conf.Clock = clock.System()
 	}
 	c := &Client{
-		Config: conf,
+		conf:   conf,
 		origin: &url.URL{Scheme: u.Scheme, Host: u.Host},
 		path:   wellKnown + "/",
 		door:   make(chan struct{}, 1),
@@ -237,7 +237,7 @@ func (c *Client) Reenroll(ctx context.Context, req Request) (issued Issued, err 
 
 // do does one operation within the time that one may take.
 func (c *Client) do(ctx context.Context, what string, op func(context.Context, *peer) error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.Timeout, fmt.Errorf("no whole answer within %v", c.Timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, c.conf.Timeout, fmt.Errorf("no whole answer within %v", c.conf.Timeout))
 	defer cancel()
 	p, err := c.trusted(ctx)
 	if err == nil {

@@ -382,9 +382,7 @@ func TestKinds(t *testing.T) {
 	rsa2048, err := rsa.GenerateKey(rand.Reader, 2048)
 	must(err)
 	for name, key := range map[string]crypto.Signer{"P-384": p384, "RSA-2048": rsa2048} {
-		der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "sensor-1"}}, key)
-		must(err)
-		if _, err := serve(t).client(t).Enroll(t.Context(), Request{CSR: der, Key: key}); err != nil {
+		if _, err := serve(t).client(t).Enroll(t.Context(), askFor(key)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -111,8 +111,8 @@ func (c *Client) send(ctx context.Context, p *peer, method string, u *url.URL, b
 	if body != nil {
 		req.Header.Set("Content-Type", "application/pkcs10")
 	}
-	if p.anchors != nil && c.Password != "" {
-		req.SetBasicAuth(c.Username, c.Password)
+	if p.anchors != nil && c.conf.Password != "" {
+		req.SetBasicAuth(c.conf.Username, c.conf.Password)
 	}
 	// The transport itself, not an http.Client: that would follow redirects by rules
 	// of its own, and take Authorization along to other ports.
@@ -271,7 +271,7 @@ func (c *Client) retryAfter(h http.Header) time.Duration {
 	// Our clock may say anything: a date is counted from the server's own.
 	now, err := http.ParseTime(h.Get("Date"))
 	if err != nil {
-		now = c.Clock.Now()
+		now = c.conf.Clock.Now()
 	}
 	return min(max(at.Sub(now), waitLeast), waitMost)
 }

@@ -34,7 +34,7 @@ func FuzzAnswer(f *testing.F) {
 			t.Errorf("%d bytes of CsrAttrs from %d, error %v", len(attrs), len(body), err)
 		}
 		short(t, err)
-		c := &Client{Config: Config{Clock: synchronised(now)}}
+		c := &Client{conf: Config{Clock: synchronised(now)}}
 		short(t, c.failed(a))
 	})
 }
@@ -60,7 +60,7 @@ func FuzzRetryAfter(f *testing.F) {
 		f.Add(seed, "Fri, 31 Dec 1999 23:59:58 GMT")
 		f.Add(seed, "")
 	}
-	c := &Client{Config: Config{Clock: synchronised(now)}}
+	c := &Client{conf: Config{Clock: synchronised(now)}}
 	f.Fuzz(func(t *testing.T, value, date string) {
 		got := c.retryAfter(http.Header{"Retry-After": {value}, "Date": {date}})
 		if got != 0 && (got < waitLeast || got > waitMost) {

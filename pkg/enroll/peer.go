@@ -39,7 +39,7 @@ func (c *Client) shows(p *peer) *tls.Certificate {
 	if p.anchors == nil {
 		return nil
 	}
-	return c.Certificate
+	return c.conf.Certificate
 }
 
 // trusted returns the verified server. The first call may have to find out what to
@@ -64,7 +64,7 @@ func (c *Client) trusted(ctx context.Context) (*peer, error) {
 
 // verified is the server whose chain leads to anchors.
 func (c *Client) verified(anchors []*x509.Certificate) *peer {
-	return c.newPeer(c.Clock.TLS(anchors, c.origin.Hostname()), anchors)
+	return c.newPeer(c.conf.Clock.TLS(anchors, c.origin.Hostname()), anchors)
 }
 
 // bootstrap finds the root whose fingerprint is pinned (RFC 7030, 4.1.1). What the
@@ -91,7 +91,7 @@ func (c *Client) bootstrap(ctx context.Context) (*x509.Certificate, error) {
 	}
 	i := slices.IndexFunc(certs, func(cert *x509.Certificate) bool {
 		sum := sha256.Sum256(cert.Raw)
-		return bytes.Equal(sum[:], c.Pin)
+		return bytes.Equal(sum[:], c.conf.Pin)
 	})
 	if i < 0 {
 		return nil, &UntrustedError{Err: fmt.Errorf("none of its %d CA certificates has the pinned fingerprint", len(certs))}
@@ -100,7 +100,7 @@ func (c *Client) bootstrap(ctx context.Context) (*x509.Certificate, error) {
 	if !isRoot(root) {
 		return nil, &UntrustedError{Err: errors.New("the certificate with the pinned fingerprint is not a root")}
 	}
-	if err := c.Clock.TLS([]*x509.Certificate{root}, c.origin.Hostname()).VerifyConnection(*a.tls); err != nil {
+	if err := c.conf.Clock.TLS([]*x509.Certificate{root}, c.origin.Hostname()).VerifyConnection(*a.tls); err != nil {
 		return nil, &UntrustedError{Err: err}
 	}
 	return root, nil
@@ -124,8 +124,8 @@ func (c *Client) newPeer(conf *tls.Config, anchors []*x509.Certificate) *peer {
 		MaxResponseHeaderBytes: headerLimit,
 		IdleConnTimeout:        idleLimit,
 		// The transport goes on connecting after a request was given up, for a while.
-		DialContext:         (&net.Dialer{Timeout: 2 * c.Timeout}).DialContext,
-		TLSHandshakeTimeout: 2 * c.Timeout,
+		DialContext:         (&net.Dialer{Timeout: 2 * c.conf.Timeout}).DialContext,
+		TLSHandshakeTimeout: 2 * c.conf.Timeout,
 	}}
 	// tls.Config.Certificates would be filtered by the CAs that the server names, and
 	// servers name none, or the wrong ones.

@@ -274,14 +274,16 @@ func synchronised(at time.Time) *clock.Clock {
 }
 
 // ask is a device's request for a certificate.
-func ask(edit ...func(*x509.CertificateRequest)) Request {
+func ask(edit ...func(*x509.CertificateRequest)) Request { return askFor(deviceKey, edit...) }
+
+func askFor(key crypto.Signer, edit ...func(*x509.CertificateRequest)) Request {
 	tmpl := &x509.CertificateRequest{Subject: pkix.Name{CommonName: "sensor-1"}}
 	for _, e := range edit {
 		e(tmpl)
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, tmpl, deviceKey)
+	der, err := x509.CreateCertificateRequest(rand.Reader, tmpl, key)
 	must(err)
-	return Request{CSR: der, Key: deviceKey}
+	return Request{CSR: der, Key: key}
 }
 
 // kind says by which type a caller would decide about err.
