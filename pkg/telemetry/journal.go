@@ -31,7 +31,8 @@ const (
 // until it has been rewritten.
 type journal struct {
 	dir     string
-	file    *os.File
+	disk    disk
+	file    file
 	size    int64 // bytes in file
 	suspect bool  // to be rewritten before anything is appended
 }
@@ -82,22 +83,22 @@ func parseLine(line []byte) (r record, err error) {
 // openJournal reads the journal in dir, making the folder (0700) if there is none,
 // and hands every record to each, in the order in which they were written. It
 // returns how many lines were damaged, a torn last one included.
-func openJournal(dir string, each func(record)) (j *journal, damaged int, err error) {
+func openJournal(dir string, d disk, each func(record)) (j *journal, damaged int, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, 0, err
 	}
-	if err := os.Remove(filepath.Join(dir, spareName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.remove(filepath.Join(dir, spareName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, 0, err
 	}
-	f, err := os.OpenFile(filepath.Join(dir, journalName), os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
+	f, err := d.open(filepath.Join(dir, journalName))
 	if err != nil {
 		return nil, 0, err
 	}
-	j = &journal{dir: dir, file: f}
+	j = &journal{dir: dir, disk: d, file: f}
 	whole, damaged, err := readLines(f, each)
 	if err == nil {
 		j.size = whole
-		err = errors.Join(f.Truncate(whole), syncFolder(dir), syncFolder(filepath.Dir(dir)))
+		err = errors.Join(f.Truncate(whole), d.syncFolder(dir), d.syncFolder(filepath.Dir(dir)))
 	}
 	if err != nil {
 		f.Close()
@@ -164,29 +165,29 @@ func (j *journal) append(sync bool, records ...record) error {
 // rewrite replaces everything in the journal. When it fails, the old one stays.
 func (j *journal) rewrite(records iter.Seq[record]) error {
 	spare := filepath.Join(j.dir, spareName)
-	f, err := os.OpenFile(spare, os.O_RDWR|os.O_APPEND|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := j.disk.create(spare)
 	if err != nil {
 		return err
 	}
 	size, err := writeAll(f, records)
 	if err == nil {
-		err = os.Rename(spare, filepath.Join(j.dir, journalName))
+		err = j.disk.rename(spare, filepath.Join(j.dir, journalName))
 	}
 	if err != nil {
 		f.Close()
-		os.Remove(spare)
+		_ = j.disk.remove(spare) // or the next rewrite makes it empty
 		return err
 	}
 	j.file.Close() // the old one: nothing in it counts any more
 	j.file, j.size = f, size
 	// The new file may be in place or not after a power cut as long as this fails.
-	err = syncFolder(j.dir)
+	err = j.disk.syncFolder(j.dir)
 	j.suspect = err != nil
 	return err
 }
 
 // writeAll writes and syncs the records.
-func writeAll(f *os.File, records iter.Seq[record]) (size int64, err error) {
+func writeAll(f file, records iter.Seq[record]) (size int64, err error) {
 	w := bufio.NewWriter(f)
 	for r := range records {
 		n, err := w.Write(r.line())
@@ -202,13 +203,3 @@ func writeAll(f *os.File, records iter.Seq[record]) (size int64, err error) {
 }
 
 func (j *journal) close() error { return j.file.Close() }
-
-// syncFolder makes a folder's entries durable.
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}

@@ -73,7 +73,9 @@ type Outbox struct {
 type counter struct{ next, reserved uint64 }
 
 // OpenOutbox opens the outbox in the folder dir, which it makes if there is none.
-func OpenOutbox(dir string, lim Limits) (*Outbox, error) {
+func OpenOutbox(dir string, lim Limits) (*Outbox, error) { return openOutbox(dir, lim, realDisk{}) }
+
+func openOutbox(dir string, lim Limits, d disk) (*Outbox, error) {
 	if lim.Bytes == 0 {
 		lim.Bytes = defaultBytes
 	}
@@ -89,7 +91,7 @@ func OpenOutbox(dir string, lim Limits) (*Outbox, error) {
 		streams: map[string]*counter{stateTopic: {1, 1}}, // sessions are numbered, too
 		offLine: true,
 	}
-	j, damaged, err := openJournal(dir, o.replay)
+	j, damaged, err := openJournal(dir, d, o.replay)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the outbox: %w", err)
 	}

@@ -73,7 +73,7 @@ func (s *Sampler) path(name string) string {
 }
 
 // read reads a file of the kernel's; nil when it cannot be read.
-func (s *Sampler) read(path string) []byte {
+func read(path string) []byte {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil
@@ -88,7 +88,7 @@ func (s *Sampler) read(path string) []byte {
 
 // floats reads the first n numbers of a file; nil when they are not there.
 func (s *Sampler) floats(name string, n int) []float64 {
-	fields := strings.Fields(string(s.read(s.path(name))))
+	fields := strings.Fields(string(read(s.path(name))))
 	if len(fields) < n {
 		return nil
 	}
@@ -105,7 +105,7 @@ func (s *Sampler) floats(name string, n int) []float64 {
 
 // cpu is how busy the CPUs were since the call before, in percent (proc(5), /proc/stat).
 func (s *Sampler) cpu() *float64 {
-	line, _, _ := bytes.Cut(s.read(s.path("proc/stat")), []byte("\n"))
+	line, _, _ := bytes.Cut(read(s.path("proc/stat")), []byte("\n"))
 	fields := strings.Fields(string(line))
 	if len(fields) < 6 || fields[0] != "cpu" {
 		return nil
@@ -134,7 +134,7 @@ func (s *Sampler) cpu() *float64 {
 func (s *Sampler) memory() *Space {
 	var m Space
 	found := 0
-	lines := bufio.NewScanner(bytes.NewReader(s.read(s.path("proc/meminfo"))))
+	lines := bufio.NewScanner(bytes.NewReader(read(s.path("proc/meminfo"))))
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		if len(fields) < 2 {
@@ -183,7 +183,7 @@ func (s *Sampler) temperature() *float64 {
 		files, _ := filepath.Glob(s.path(pattern))
 		hottest := math.Inf(-1)
 		for _, file := range files {
-			milli, err := strconv.ParseInt(string(bytes.TrimSpace(s.read(file))), 10, 32)
+			milli, err := strconv.ParseInt(string(bytes.TrimSpace(read(file))), 10, 32)
 			if c := float64(milli) / 1000; err == nil && c > least && c < most {
 				hottest = max(hottest, c)
 			}
