@@ -15,8 +15,8 @@
 //   - A certificate that anybody has seen is in the record: it is on disk before
 //     [CA.Issue] returns, and the record is only ever appended to.
 //   - A request that is made again gets the certificate that it got before, also
-//     after a restart: a device that lost the answer to a power cut does not
-//     cause a second one.
+//     after a restart, for as long as that is valid: a device that lost the answer
+//     to a power cut does not cause a second one.
 //   - A password is good for the first key that it was used for, and no other.
 //
 // Files, all replaced or appended to so that a power cut leaves the old or the new:

@@ -15,12 +15,12 @@ import (
 
 // A Record is one line of issued.jsonl.
 type Record struct {
-	Subject     string    // as RFC 2253 writes it: "CN=dev-1"
-	Serial      string    // hex
-	SPKI        string    // SHA-256 of the SubjectPublicKeyInfo, hex
-	NotAfter    time.Time //
-	Profile     string    // birth, device, operator or server
-	Certificate []byte    // DER, base64
+	Subject     string // as RFC 2253 writes it: "CN=dev-1"
+	Serial      string // hex
+	SPKI        string // SHA-256 of the SubjectPublicKeyInfo, hex
+	NotAfter    time.Time
+	Profile     string // birth, device, operator or server
+	Certificate []byte // DER, base64
 }
 
 const recordLimit = 64 << 10 // bytes of a line

@@ -68,7 +68,8 @@ type Config struct {
 	// key that the CA takes is welcome.
 	CSRAttrs []byte
 	// Hold, if set, is asked before a certificate is issued. If it returns more than
-	// 0, the client is told to come back with the same request after that time.
+	// 0, the client is told to come back with the same request after that time (202).
+	// Several requests may ask at once.
 	Hold func(*x509.CertificateRequest) time.Duration
 	// Log gets a line for every certificate that is issued and every refusal; nil for
 	// slog.Default.
