@@ -43,7 +43,7 @@ func (j *journal) Write(line []byte) (int, error) {
 			return 0, err
 		}
 	}
-	if j.size > 0 && j.size+int64(len(line)) > j.limit {
+	if j.size+int64(len(line)) > j.limit {
 		if err := j.turn(); err != nil {
 			return 0, err
 		}
