@@ -53,6 +53,8 @@ type record struct {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+func checksum(text []byte) uint32 { return crc32.Checksum(text, castagnoli) }
+
 // line is the record as it is in the file.
 func (r record) line() []byte {
 	var b bytes.Buffer
@@ -62,13 +64,13 @@ func (r record) line() []byte {
 		panic("telemetry: a record that cannot be encoded: " + err.Error()) // payloads were checked
 	}
 	text := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
-	return fmt.Appendf(nil, "%08x %s\n", crc32.Checksum(text, castagnoli), text)
+	return fmt.Appendf(nil, "%08x %s\n", checksum(text), text)
 }
 
 // parseLine takes a line apart, without its line feed.
 func parseLine(line []byte) (r record, err error) {
 	sum, text, ok := bytes.Cut(line, []byte(" "))
-	if !ok || string(sum) != fmt.Sprintf("%08x", crc32.Checksum(text, castagnoli)) {
+	if !ok || string(sum) != fmt.Sprintf("%08x", checksum(text)) {
 		return r, errors.New("wrong checksum")
 	}
 	if err := json.Unmarshal(text, &r); err != nil {
