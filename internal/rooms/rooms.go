@@ -36,6 +36,7 @@ var graph = map[string][]string{
 	// Features. They meet in internal/agent only.
 	"pkg/csr":             {"pkg/cms"},
 	"pkg/enroll":          {"pkg/cms", "pkg/clock"},
+	"pkg/fota":            {},
 	"pkg/rot":             {},
 	"pkg/rot/rottest":     {"pkg/rot"},
 	"pkg/rot/soft":        {"pkg/rot"},
@@ -45,29 +46,35 @@ var graph = map[string][]string{
 
 	// The device.
 	"internal/config": {"github.com/BurntSushi/toml"},
-	"internal/agent": {"internal/config", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/lifecycle",
+	"internal/agent": {"internal/config", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota", "pkg/lifecycle",
 		"pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
-	"internal/agent/once": {"internal/agent", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot", "pkg/rot/tpm"},
-	"cmd/agent":           {"internal/agent", "internal/agent/once", "internal/config", "github.com/spf13/cobra"},
+	"internal/agent/once": {"internal/agent", "internal/config", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot",
+		"pkg/rot/tpm", "pkg/store"},
+	"cmd/agent": {"internal/agent", "internal/agent/once", "internal/config", "pkg/clock", "pkg/enroll", "pkg/rot",
+		"pkg/store", "github.com/spf13/cobra"},
 
 	// The lab: everything that is not on the device.
 	"internal/swtpm":           {},
 	"internal/swtpm/swtpmtest": {"internal/swtpm"},
-	"internal/lab":             {"internal/lab/broker", "internal/lab/ca", "internal/lab/est"},
+	"internal/lab":             {"internal/lab/broker", "internal/lab/ca", "internal/lab/est", "pkg/store"},
 	"internal/lab/broker":      {"github.com/mochi-mqtt/server"},
 	"internal/lab/ca":          {},
 	"internal/lab/est":         {"internal/lab/ca", "go.mozilla.org/pkcs7"},
-	"cmd/lab":                  {"internal/lab", "internal/swtpm", "github.com/spf13/cobra"},
+	"internal/lab/demo":        {"internal/lab", "internal/lab/ca", "internal/swtpm", "go.mozilla.org/pkcs7"},
+	"cmd/lab": {"internal/agent", "internal/lab", "internal/lab/ca", "internal/lab/demo", "pkg/clock",
+		"github.com/spf13/cobra"},
 
-	// Tests of the whole, and of the house.
+	// Tests of the whole, what they share, and the test of the house.
+	"internal/agent/agenttest": {"internal/agent", "internal/config", "internal/lab", "pkg/audit", "pkg/lifecycle",
+		"pkg/rot", "pkg/rot/tpm", "pkg/store"},
 	"internal/rooms": {},
-	"test/e2e":       {"internal/swtpm", "internal/swtpm/swtpmtest"},
+	"test/e2e":       {"internal/agent", "pkg/lifecycle", "pkg/store"},
 }
 
 // testsMay is what the tests of any room may import besides what the room may:
 // the real things they are tried against, and modules that only tests need.
 var testsMay = []string{
-	"pkg/rot/soft", "internal/swtpm", "internal/swtpm/swtpmtest",
+	"internal/agent/agenttest", "internal/swtpm", "internal/swtpm/swtpmtest", "pkg/rot/soft",
 	"internal/lab", "internal/lab/broker", "internal/lab/ca", "internal/lab/est",
 	"pkg/rot/rottest", // what every root of trust promises
 	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal",
@@ -96,7 +103,6 @@ var unwelcome = []struct{ prefix, why string }{
 	{module + "pkg/rot/soft", "its keys are ordinary files"},
 	{"github.com/google/go-tpm-tools", "it holds a simulator"},
 	{"github.com/google/go-tpm/tpm2/transport/simulator", "a TPM in software is no root of trust"},
-	{"github.com/google/go-tpm/legacy", "two TPM libraries are one too many"},
 	{"github.com/mochi-mqtt", "a broker is not on the device"},
 	{"go.mozilla.org/pkcs7", "foreign bytes are read by pkg/cms"},
 	{"testing", "nothing that exists for tests is shipped"},
