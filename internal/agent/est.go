@@ -1,0 +1,33 @@
+package agent
+
+import (
+	"birthmark/internal/config"
+	"birthmark/pkg/enroll"
+)
+
+// EST is a client for the server that s describes. It completes conf, which
+// brings what does not stand in a configuration: the certificate and the clock.
+// The password is read now and kept nowhere else; it is left out where a
+// certificate speaks for the device.
+func EST(s config.Server, conf enroll.Config) (*enroll.Client, error) {
+	var err error
+	conf.URL, conf.Label, conf.Timeout = s.URL, s.Label, s.Timeout
+	if s.Anchors != "" {
+		if conf.Anchors, err = config.ReadCertificates(s.Anchors); err != nil {
+			return nil, err
+		}
+	}
+	if s.AnchorSHA256 != "" {
+		if conf.Pin, err = config.ParseSHA256(s.AnchorSHA256); err != nil {
+			return nil, err
+		}
+	}
+	if conf.Certificate != nil {
+		conf.Username = ""
+	} else if s.PasswordFile != "" {
+		if conf.Password, err = config.ReadSecret(s.PasswordFile); err != nil {
+			return nil, err
+		}
+	}
+	return enroll.New(conf)
+}

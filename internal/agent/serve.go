@@ -1,0 +1,162 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"math"
+	"os"
+	"sync"
+	"time"
+
+	"birthmark/internal/config"
+	"birthmark/pkg/fota"
+	"birthmark/pkg/lifecycle"
+	"birthmark/pkg/rot"
+	"birthmark/pkg/telemetry"
+)
+
+// connect ends with the first session that the owner's broker accepts. The owner
+// hears of the new credential at least once: the event is durable before the
+// state that it leads to.
+func (a *Agent) connect(ctx context.Context) error {
+	link, key, err := a.link(ctx)
+	if err != nil {
+		return err
+	}
+	defer key.Close()
+	if err := a.do(effectKnock, func() error { return link.Knock(ctx) }); err != nil {
+		return err
+	}
+	d := a.store.Get()
+	enrolled, err := telemetry.Event(d.ID, "enrolled", a.clock.Now(), credentialFacts(d.Owner))
+	if err != nil {
+		return err
+	}
+	if err := a.put(enrolled); err != nil {
+		return err
+	}
+	return a.move(lifecycle.Accepted, func(*Device) {})
+}
+
+// serve keeps the device in service until ctx ends.
+func (a *Agent) serve(ctx context.Context) error {
+	link, key, err := a.link(ctx)
+	if err != nil {
+		return err
+	}
+	defer key.Close()
+	sampler := telemetry.Sampler{Disk: a.cfg.Device.State}
+	a.report(&sampler)
+	ctx, cancel := context.WithCancel(ctx)
+	var sampling sync.WaitGroup
+	defer sampling.Wait()
+	defer cancel()
+	sampling.Go(func() { a.sample(ctx, &sampler) })
+	return link.Run(ctx)
+}
+
+// link is the way to the owner's broker with the present LDevID.
+func (a *Agent) link(ctx context.Context) (*telemetry.Link, rot.Key, error) {
+	d := a.store.Get()
+	anchors, err := config.ReadCertificates(a.cfg.Broker.Anchors)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := a.root.Open(ctx, rot.Blob(d.Owner.Key))
+	if err != nil {
+		return nil, nil, err
+	}
+	cert, err := credential(d.Owner.Chain, key)
+	if err != nil {
+		key.Close()
+		return nil, nil, err
+	}
+	return &telemetry.Link{
+		Brokers: a.cfg.Broker.URLs,
+		ID:      d.ID,
+		TLS: func(server string) (*tls.Config, error) {
+			conf := a.clock.TLS(anchors, server)
+			conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+			return conf, nil
+		},
+		Outbox:    a.outbox,
+		Facts:     a.facts,
+		KeepAlive: time.Duration(a.cfg.Broker.KeepAlive),
+		Window:    time.Duration(a.cfg.Broker.ReconnectWindow),
+		Log:       a.log,
+	}, key, nil
+}
+
+// facts is what the device says of itself when it comes online.
+func (a *Agent) facts() map[string]any {
+	d := a.store.Get()
+	facts := map[string]any{
+		"agent": Version,
+		"time":  map[string]any{"now": a.clock.Now().UTC().Format(time.RFC3339), "trusted": a.clock.Trusted(), "floor": a.clock.Floor().UTC().Format(time.RFC3339)},
+	}
+	if fw, err := fota.Running(os.DirFS("/")); err == nil {
+		facts["fw"] = fw.String()
+	}
+	if cert := credentialFacts(d.Owner); cert != nil {
+		facts["cert"] = cert
+	}
+	return facts
+}
+
+// credentialFacts is what the device says of its everyday credential, nil if
+// there is none.
+func credentialFacts(o Owner) map[string]any {
+	chain, err := config.ParseCertificates([]byte(o.Chain))
+	if err != nil {
+		return nil
+	}
+	return map[string]any{
+		"serial": Serial(chain[0]), "not_after": chain[0].NotAfter.UTC().Format(time.RFC3339),
+		"generation": o.Generation, "assurance": o.Assurance,
+	}
+}
+
+// sample puts one reading of the device into the outbox at every interval.
+func (a *Agent) sample(ctx context.Context, sampler *telemetry.Sampler) {
+	every := time.NewTicker(time.Duration(a.cfg.Telemetry.Interval))
+	defer every.Stop()
+	for {
+		select {
+		case <-every.C:
+			a.report(sampler)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// report puts one reading into the outbox. It asks the TPM nothing. A reading
+// that cannot be kept is said; the next one may fit.
+func (a *Agent) report(sampler *telemetry.Sampler) {
+	reading := struct {
+		telemetry.System
+		CertDaysLeft *float64          `json:"cert_days_left,omitempty"`
+		TPMLatencyMS *float64          `json:"tpm_latency_ms,omitempty"`
+		Labels       map[string]string `json:"labels,omitempty"`
+	}{System: sampler.Sample(), Labels: a.cfg.Telemetry.Labels}
+	if chain, err := config.ParseCertificates([]byte(a.store.Get().Owner.Chain)); err == nil {
+		days := math.Round(chain[0].NotAfter.Sub(a.clock.Now()).Hours()/24*100) / 100
+		reading.CertDaysLeft = &days
+	}
+	if m, ok := a.root.(rot.Meter); ok {
+		ms := float64(m.Stats().Last.Microseconds()) / 1000
+		reading.TPMLatencyMS = &ms
+	}
+	payload, err := json.Marshal(reading)
+	if err == nil {
+		err = a.put(telemetry.Message{Topic: "tele/system", QoS: 1, Payload: payload})
+	}
+	if err != nil {
+		a.log.Error("cannot keep a telemetry message", "err", err)
+	}
+}
+
+func (a *Agent) put(m telemetry.Message) error {
+	return a.do(effectPut, func() error { return a.outbox.Put(m) })
+}
