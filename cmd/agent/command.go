@@ -1,0 +1,61 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"runtime"
+
+	"github.com/spf13/cobra"
+
+	"birthmark/internal/agent"
+	"birthmark/pkg/clock"
+)
+
+// command is the whole command line. It sets started once a verb runs: errors
+// before that are about the command line itself.
+func command(started *bool) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "birthmark",
+		Short: "gives a device its identity and keeps it",
+		Long: `Birthmark makes a device's keys inside its TPM, enrols them over EST and keeps
+the device connected to its owner over mutual-TLS MQTT.
+
+Exit codes: 0 done; 1 refused or does not verify; 2 usage or configuration;
+3 something needed (TPM, network, permission) is not available, or a request is pending.`,
+		SilenceUsage: true, SilenceErrors: true,
+		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
+	}
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(runCommand(), enrollCommand(), statusCommand(), configCommand(), versionCommand())
+	return root
+}
+
+func versionCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "version", Short: "print the version", Args: cobra.NoArgs,
+		Example: "  birthmark version --json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			v := struct {
+				Version string `json:"version"`
+				Built   string `json:"built"`
+				Go      string `json:"go"`
+				Arch    string `json:"arch"`
+			}{agent.Version, clock.Build().UTC().Format("2006-01-02T15:04:05Z"), runtime.Version(), runtime.GOARCH}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), v)
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "birthmark %s, built %s, %s, %s\n", v.Version, v.Built, v.Go, v.Arch)
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

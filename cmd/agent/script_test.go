@@ -1,0 +1,123 @@
+package main
+
+import (
+	"crypto/tls"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"birthmark/internal/lab"
+	"birthmark/internal/swtpm"
+	"birthmark/internal/swtpm/swtpmtest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"birthmark": main})
+}
+
+// TestScript runs the binary as people do, with TPMs of its own for every script
+// and one lab for all.
+//
+// In a script, $TPM and $OTHER_TPM are addresses; $EST, $MAKER_EST, $ROOT and
+// $MAKER_ROOT belong to the lab; $CONFIG is a device's configuration. $LATER is the
+// owner's EST server too, but answers "202, later" until the script says `approve`.
+// `exits CODE program …` and `password CA ID FILE` are commands.
+func TestScript(t *testing.T) {
+	l, err := lab.Up(t.Context(), lab.Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			for name, start := range map[string]func(testing.TB) *swtpm.TPM{"TPM": swtpmtest.Start, "OTHER_TPM": swtpmtest.StartOther} {
+				env.Setenv(name, start(t).Address())
+			}
+			later := startLater(t, l)
+			env.Values[laterKey] = later
+			env.Setenv("LATER", later.URL)
+			env.Setenv("EST", l.OwnerURL())
+			env.Setenv("MAKER_EST", l.MakerURL())
+			env.Setenv("ROOT", filepath.Join(l.Dir(), "device", "owner-root.pem"))
+			env.Setenv("MAKER_ROOT", filepath.Join(l.Dir(), "device", "maker-root.pem"))
+			env.Setenv("CONFIG", filepath.Join(l.Dir(), "device", "birthmark.toml"))
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits,
+			"password": func(ts *testscript.TestScript, _ bool, args []string) {
+				password, err := l.NewPassword(args[0], args[1])
+				ts.Check(err)
+				ts.Check(os.WriteFile(ts.MkAbs(args[2]), []byte(password+"\n"), 0o600))
+			},
+			"approve": func(ts *testscript.TestScript, _ bool, _ []string) {
+				ts.Value(laterKey).(*later).approved.Store(true)
+			},
+		},
+	})
+}
+
+// laterKey finds the script's later.
+const laterKey = "later"
+
+// A later is an EST server that has nobody who decides.
+type later struct {
+	*httptest.Server
+	approved atomic.Bool
+}
+
+func startLater(t *testing.T, l *lab.Lab) *later {
+	t.Helper()
+	cert, err := l.OwnerCA().Server("later")
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := url.Parse(l.OwnerURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := httputil.NewSingleHostReverseProxy(target)
+	owner.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	s := &later{}
+	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost && !s.approved.Load() {
+			w.Header().Set("Retry-After", "3600")
+			w.WriteHeader(http.StatusAccepted)
+			return
+		}
+		owner.ServeHTTP(w, r)
+	}))
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{*cert}}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// exits runs a program that has to end with a certain exit code.
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		got = exit.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("%s ended with exit code %d, want %d", strings.Join(args[1:], " "), got, want)
+	}
+}
