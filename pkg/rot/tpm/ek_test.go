@@ -21,55 +21,55 @@ import (
 
 // A chip is what its maker put into a TPM, with go-tpm alone.
 type chip struct {
-	t    *testing.T
+	tb   testing.TB
 	conn gotpm.TPM
 }
 
 // ek makes the key of a template and returns its public part; at a handle, if
 // that is not 0, it stays.
 func (c chip) ek(template tpm2.TPMTPublic, at tpm2.TPMHandle) crypto.PublicKey {
-	c.t.Helper()
+	c.tb.Helper()
 	made, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHEndorsement, InPublic: tpm2.New2B(template)}.Execute(c.conn)
 	if err != nil {
-		c.t.Fatal(err)
+		c.tb.Fatal(err)
 	}
 	if at != 0 {
 		_, err := tpm2.EvictControl{
 			Auth: tpm2.TPMRHOwner, ObjectHandle: tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, PersistentHandle: at,
 		}.Execute(c.conn)
 		if err != nil {
-			c.t.Fatal(err)
+			c.tb.Fatal(err)
 		}
 	}
 	if _, err := (tpm2.FlushContext{FlushHandle: made.ObjectHandle}).Execute(c.conn); err != nil {
-		c.t.Fatal(err)
+		c.tb.Fatal(err)
 	}
 	public, err := made.OutPublic.Contents()
 	if err != nil {
-		c.t.Fatal(err)
+		c.tb.Fatal(err)
 	}
 	key, err := publicKey(public)
 	if err != nil {
-		c.t.Fatal(err)
+		c.tb.Fatal(err)
 	}
 	return key
 }
 
 // index defines an NV index and fills it, unless data is nil.
 func (c chip) index(at tpm2.TPMHandle, size int, data []byte, may tpm2.TPMANV) {
-	c.t.Helper()
+	c.tb.Helper()
 	may.OwnerWrite, may.OwnerRead, may.NoDA = true, true, true
 	define := tpm2.NVDefineSpace{
 		AuthHandle: tpm2.TPMRHOwner,
 		PublicInfo: tpm2.New2B(tpm2.TPMSNVPublic{NVIndex: at, NameAlg: tpm2.TPMAlgSHA256, Attributes: may, DataSize: uint16(size)}),
 	}
 	if _, err := define.Execute(c.conn); err != nil {
-		c.t.Fatal(err)
+		c.tb.Fatal(err)
 	}
 	for offset := 0; offset < len(data); offset += nvChunk {
 		public, err := tpm2.NVReadPublic{NVIndex: at}.Execute(c.conn)
 		if err != nil {
-			c.t.Fatal(err)
+			c.tb.Fatal(err)
 		}
 		_, err = tpm2.NVWrite{
 			AuthHandle: tpm2.TPMRHOwner, NVIndex: tpm2.NamedHandle{Handle: at, Name: public.NVName},
@@ -77,7 +77,7 @@ func (c chip) index(at tpm2.TPMHandle, size int, data []byte, may tpm2.TPMANV) {
 			Offset: uint16(offset),
 		}.Execute(c.conn)
 		if err != nil {
-			c.t.Fatal(err)
+			c.tb.Fatal(err)
 		}
 	}
 }

@@ -53,6 +53,18 @@ func WantClean(tb testing.TB, s *swtpm.TPM) {
 	}
 }
 
+// EKHashes returns the hashes of all endorsement keys that a TPM makes.
+func EKHashes(tb testing.TB, s *swtpm.TPM) []string {
+	tb.Helper()
+	conn, done := Direct(tb, s)
+	defer done()
+	var hashes []string
+	for _, t := range ekTemplates {
+		hashes = append(hashes, keyHash(chip{tb, conn}.ek(t.public, 0)))
+	}
+	return hashes
+}
+
 // Direct speaks to a TPM past our code, with go-tpm alone, until done is called:
 // swtpm serves one client at a time.
 func Direct(tb testing.TB, s *swtpm.TPM) (conn gotpm.TPM, done func()) {

@@ -175,30 +175,43 @@ func TestAnExchangedStorageKeyIsRefused(t *testing.T) {
 	r.Close()
 	defer p.onResponse(func(code tpm2.TPMCC, command, response []byte) []byte {
 		if code == tpm2.TPMCCReadPublic && bytes.Equal(command[10:], []byte{0x81, 0, 0, 1}) {
-			return attackersPublic(t)
+			return attackersPublic(t, tpm2.ECCSRKTemplate)
 		}
 		return response
 	})()
 	if r, err := tpm.Open(t.Context(), tpm.Config{Address: p.address}); err == nil {
 		t.Errorf("first boot: opened with storage root key %s", r.Identity().SRKName)
+		r.Close()
 	}
-	if _, err := tpm.Open(t.Context(), tpm.Config{Address: p.address, Known: known}); err == nil {
+	if r, err := tpm.Open(t.Context(), tpm.Config{Address: p.address, Known: known}); err == nil {
 		t.Error("later boot: opened")
+		r.Close()
 	}
 }
 
-// attackersPublic answers TPM2_ReadPublic with a storage key of which the attacker
-// has the private part, Name and all.
-func attackersPublic(t *testing.T) []byte {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Error(err)
+// Likewise an attacker's key in place of the factory's: certificates would be
+// issued to the attacker.
+func TestAFactoryKeyThatOnlyTheBusKnowsIsRefused(t *testing.T) {
+	p := interpose(t, tpm.Start(t))
+	r := open(t, tpm.Config{Address: p.address})
+	end := p.onResponse(func(code tpm2.TPMCC, command, response []byte) []byte {
+		if code == tpm2.TPMCCReadPublic && bytes.Equal(command[10:], []byte{0x81, 2, 0, 0}) {
+			return attackersPublic(t, signingTemplate())
+		}
+		return response
+	})
+	if k, err := r.IDevID(t.Context()); !errors.Is(err, rot.ErrUnavailable) {
+		t.Errorf("got %v, %v, want rot.ErrUnavailable", k, err)
 	}
-	point, err := key.PublicKey.Bytes() // 4, X, Y
-	if err != nil {
-		t.Error(err)
-	}
-	public := tpm2.ECCSRKTemplate
+	end()
+	wantSigns(t, idevid(t, r))
+	r.Close()
+}
+
+// attackersPublic answers TPM2_ReadPublic with a P-256 key of which the attacker has
+// the private part, Name and all.
+func attackersPublic(t *testing.T, public tpm2.TPMTPublic) []byte {
+	point := attackersPoint(t)
 	public.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{
 		X: tpm2.TPM2BECCParameter{Buffer: point[1:33]}, Y: tpm2.TPM2BECCParameter{Buffer: point[33:]},
 	})
@@ -212,6 +225,20 @@ func attackersPublic(t *testing.T) []byte {
 	b = append(b, tpm2.Marshal(*name)...) // qualified name
 	binary.BigEndian.PutUint32(b[2:], uint32(len(b)))
 	return b
+}
+
+// attackersPoint is the public key of an attacker: 4, X, Y.
+func attackersPoint(t *testing.T) []byte {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Error(err)
+		return nil
+	}
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		t.Error(err)
+	}
+	return point
 }
 
 // A TPM that was reset while the connection held knows nothing of keys and session.
