@@ -100,11 +100,12 @@ func (d *device) stop() {
 	<-d.exited
 }
 
-// watchLife shows a life from blank to the first telemetry.
+// watchLife shows a life from blank to the first telemetry, as the device and the
+// broker tell it: either may be the first to speak.
 func (s *stage) watchLife(ctx context.Context, d *device) error {
 	late := time.After(patience)
 	var trouble string
-	for {
+	for connected, heard := false, false; !connected || !heard; {
 		select {
 		case e, running := <-d.log:
 			if !running {
@@ -115,16 +116,16 @@ func (s *stage) watchLife(ctx context.Context, d *device) error {
 				s.say("device", "trouble: %s", trouble)
 			}
 			s.show(e)
+			connected = connected || e.text("msg") == "session with the broker"
 		case m := <-s.heard:
-			if s.hear(m) {
-				return nil
-			}
+			heard = s.hear(m) || heard
 		case <-late:
 			return fmt.Errorf("no telemetry within %v: %s", patience, trouble)
 		case <-ctx.Done():
 			return errors.New("stopped before the device was in service")
 		}
 	}
+	return nil
 }
 
 // show puts what the agent logs on the timeline.
