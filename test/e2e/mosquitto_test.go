@@ -43,6 +43,7 @@ func TestMosquitto(t *testing.T) {
 		t.Errorf("the device's state says %v, want online", s)
 	}
 
+	first.stop()
 	broker.kill()
 	serve()
 	again := subscribe(t, bench, "birthmark/v1/d/"+id+"/state")
@@ -64,7 +65,10 @@ func brokerAddress(bench *agenttest.Lab) string {
 }
 
 // A subscription is an operator's mosquitto_sub.
-type subscription struct{ lines chan string }
+type subscription struct {
+	lines chan string
+	stop  func() // mosquitto lets in one session a name
+}
 
 func subscribe(t *testing.T, bench *agenttest.Lab, filter string) *subscription {
 	t.Helper()
@@ -80,7 +84,7 @@ func subscribe(t *testing.T, bench *agenttest.Lab, filter string) *subscription 
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	s := &subscription{make(chan string, 1000)}
+	s := &subscription{lines: make(chan string, 1000)}
 	done := make(chan struct{})
 	go func() {
 		for lines := bufio.NewScanner(out); lines.Scan(); {
@@ -90,10 +94,11 @@ func subscribe(t *testing.T, bench *agenttest.Lab, filter string) *subscription 
 		_ = cmd.Wait() // it was killed
 		close(done)
 	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
+	s.stop = func() {
+		_ = cmd.Process.Kill() // it may have ended by itself
 		<-done
-	})
+	}
+	t.Cleanup(s.stop)
 	return s
 }
 
