@@ -18,6 +18,7 @@ const (
 	labelCount     = 32  // labels of a reading
 	labelValueSize = 256 // bytes of a label's value
 	brokerCount    = 16  // addresses of a broker
+	doorsSize      = 92  // bytes of doors.folder: a socket's path has at most 107, unix(7)
 )
 
 var (
@@ -39,6 +40,7 @@ func (l *Loaded) Check() []error {
 	c.est()
 	c.broker()
 	c.telemetry()
+	c.local()
 	c.oneOf("log.level", l.Config.Log.Level, logLevels)
 	return c.faults
 }
@@ -200,5 +202,19 @@ func (c *checker) telemetry() {
 		if len(value) > labelValueSize {
 			c.fault("telemetry.labels", "has %d bytes in %q: keep at most %d", len(value), clip(name), labelValueSize)
 		}
+	}
+}
+
+// local checks what programs on the device get to see.
+func (c *checker) local() {
+	folder, textfile := c.Config.Doors.Folder, c.Config.Metrics.Textfile
+	switch {
+	case !filepath.IsAbs(folder):
+		c.fault("doors.folder", "is %q: name a folder by its whole path", clip(folder))
+	case len(folder) > doorsSize:
+		c.fault("doors.folder", "has %d bytes: the path of a socket is short, keep at most %d", len(folder), doorsSize)
+	}
+	if textfile != "" && (!filepath.IsAbs(textfile) || filepath.Ext(textfile) != ".prom") {
+		c.fault("metrics.textfile", "is %q: name a file by its whole path, ending in .prom", clip(textfile))
 	}
 }

@@ -140,6 +140,11 @@ func TestCheckFindsWhatCannotWork(t *testing.T) {
 		{"TELEMETRY__LABELS=Ort=x", `telemetry.labels has the name "Ort": use a-z 0-9 _, at most 64`},
 		{"TELEMETRY__LABELS=x=" + strings.Repeat("y", 257), `telemetry.labels has 257 bytes in "x": keep at most 256`},
 		{"TELEMETRY__LABELS=" + many(32, "x%d=y"), `telemetry.labels has 33 entries: keep at most 32`},
+		{"DOORS__FOLDER=", `doors.folder is "": name a folder by its whole path`},
+		{"DOORS__FOLDER=run", `doors.folder is "run": name a folder`},
+		{"DOORS__FOLDER=/" + strings.Repeat("x", 92), `doors.folder has 93 bytes: the path of a socket is short, keep at most 92`},
+		{"METRICS__TEXTFILE=birthmark.prom", `metrics.textfile is "birthmark.prom": name a file by its whole path, ending in .prom`},
+		{"METRICS__TEXTFILE=/run/birthmark.txt", `metrics.textfile is "/run/birthmark.txt": name`},
 		{"LOG__LEVEL=verbose", `log.level is "verbose": choose one of debug, info, warn, error`},
 	} {
 		l := mustLoad(t, Options{File: filepath.Join(dir, "birthmark.toml"), Env: []string{"BIRTHMARK_" + tc.env}})

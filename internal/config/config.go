@@ -36,12 +36,14 @@ type Config struct {
 	EST       EST       `toml:"est" doc:"The owner's CA. It certifies the keys of everyday use (LDevID), over EST (RFC 7030)."`
 	Broker    Broker    `toml:"broker" doc:"The owner's MQTT broker."`
 	Telemetry Telemetry `toml:"telemetry" doc:"What the device tells of itself."`
+	Doors     Doors     `toml:"doors" doc:"The Unix sockets at which the agent answers programs on the device. The groups of their files decide who may."`
+	Metrics   Metrics   `toml:"metrics" doc:"The agent's numbers, beside those that GET /v1/metrics on control.sock answers with."`
 	Log       Log       `toml:"log" doc:"The agent's log, on standard error."`
 }
 
 type Device struct {
 	ID    string `toml:"id" doc:"Name of the device for life: CN of its certificates and MQTT client id. 1 to 64 of A–Z a–z 0–9 _ -. When empty it is derived from the TPM's endorsement key."`
-	State string `toml:"state" path:"yes" doc:"Folder for all that the agent remembers. Nothing is written elsewhere."`
+	State string `toml:"state" path:"yes" doc:"Folder for all that the agent remembers. Nothing is kept elsewhere."`
 }
 
 type TPM struct {
@@ -85,6 +87,14 @@ type Telemetry struct {
 	Labels   map[string]string `toml:"labels" doc:"Copied into every reading, for example { site = \"berlin\" }. At most 32; names of a–z 0–9 _, values of at most 256 bytes."`
 }
 
+type Doors struct {
+	Folder string `toml:"folder" path:"yes" doc:"Folder of status.sock (everybody), control.sock (group birthmark-admin) and telemetry.sock (group birthmark-telemetry). It is made if it is not there; nobody but its owner may be able to write to it."`
+}
+
+type Metrics struct {
+	Textfile string `toml:"textfile" path:"yes" doc:"File for the textfile collector of node_exporter, replaced every minute and removed when the agent stops. Its name ends in .prom. None when empty."`
+}
+
 type Log struct {
 	Level string `toml:"level" doc:"debug, info, warn or error."`
 }
@@ -97,6 +107,7 @@ func Default() Config {
 		Birth:     Birth{Mode: BirthPassword},
 		Broker:    Broker{KeepAlive: Duration(time.Minute), ReconnectWindow: Duration(time.Minute)},
 		Telemetry: Telemetry{Interval: Duration(time.Minute)},
+		Doors:     Doors{Folder: "/run/birthmark"},
 		Log:       Log{Level: "info"},
 	}
 }

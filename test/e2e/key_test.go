@@ -165,6 +165,7 @@ func TestStolenState(t *testing.T) {
 	before := snapshot(t, state)
 	env := []string{
 		"BIRTHMARK_DEVICE__STATE=" + state,
+		"BIRTHMARK_DOORS__FOLDER=" + t.TempDir(),
 		"BIRTHMARK_TPM__ADDRESS=" + swtpmtest.StartOther(t).Address(),
 	}
 	_, stderr, code := run(t, env, birthmark, "run", "--config", bench.ConfigFile())

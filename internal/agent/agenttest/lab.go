@@ -82,6 +82,7 @@ func (l *Lab) DeviceEnv(tb testing.TB, id, address string) []string {
 	return []string{
 		"BIRTHMARK_DEVICE__ID=" + id,
 		"BIRTHMARK_DEVICE__STATE=" + filepath.Join(dir, "state"),
+		"BIRTHMARK_DOORS__FOLDER=" + filepath.Join(dir, "run"),
 		"BIRTHMARK_TPM__ADDRESS=" + address,
 		"BIRTHMARK_BIRTH__PASSWORD_FILE=" + file,
 	}

@@ -49,6 +49,7 @@ func (s *stage) boot(ctx context.Context) (*device, error) {
 	env := []string{
 		"BIRTHMARK_DEVICE__ID=" + id,
 		"BIRTHMARK_DEVICE__STATE=" + s.stateFolder(),
+		"BIRTHMARK_DOORS__FOLDER=" + filepath.Join(s.dir, "run"),
 		"BIRTHMARK_TPM__ADDRESS=" + s.tpm.Address(),
 		"BIRTHMARK_BIRTH__PASSWORD_FILE=" + file,
 	}

@@ -79,7 +79,7 @@ func (s *stage) stolenState(ctx context.Context) (int, string, error) {
 	if err := os.CopyFS(stolen, os.DirFS(s.stateFolder())); err != nil {
 		return 0, "", err
 	}
-	return s.run(ctx, []string{"BIRTHMARK_DEVICE__STATE=" + stolen, "BIRTHMARK_TPM__ADDRESS=" + s.otherTPM.Address()},
+	return s.run(ctx, []string{"BIRTHMARK_DEVICE__STATE=" + stolen, "BIRTHMARK_DOORS__FOLDER=" + stolen, "BIRTHMARK_TPM__ADDRESS=" + s.otherTPM.Address()},
 		"run", "--config", s.configFile())
 }
 
