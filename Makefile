@@ -42,7 +42,7 @@ demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itse
 
 .PHONY: test
 test: ## everything: setup, build, check, fuzzing for 3 s each, the real binaries
-	@FUZZTIME=3s test/run.sh setup build fmt vet lint race rooms fuzz e2e
+	@FUZZTIME=3s test/run.sh setup build fmt vet lint race rooms sbom fuzz e2e
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms
@@ -51,6 +51,11 @@ check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms
 .PHONY: bench
 bench: build ## measure, and hold the figures against docs/numbers.md
 	@test/bench.sh
+
+.PHONY: sbom
+sbom: build ## bin/birthmark.cdx.json: what is linked into both binaries, as CycloneDX
+	@go run ./test/sbom -version $(VERSION) -time $(SOURCE_DATE_EPOCH) -o bin/birthmark.cdx.json \
+		bin/birthmark bin/birthmark-lab
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME

@@ -69,6 +69,7 @@ var graph = map[string][]string{
 		"pkg/rot", "pkg/rot/tpm", "pkg/store"},
 	"internal/rooms": {},
 	"test/e2e":       {"internal/agent", "pkg/lifecycle", "pkg/store"},
+	"test/sbom":      {},
 }
 
 // testsMay is what the tests of any room may import besides what the room may:
