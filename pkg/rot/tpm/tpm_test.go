@@ -1,7 +1,9 @@
 package tpm_test
 
 import (
+	"context"
 	"crypto"
+	"errors"
 	"testing"
 
 	"github.com/google/go-tpm/tpm2"
@@ -141,4 +143,20 @@ func TestManyKeys(t *testing.T) {
 	}
 	r.Close()
 	tpm.WantClean(t, s)
+}
+
+func TestACanceledCallerDoesNotDisturbTheConnection(t *testing.T) {
+	r := open(t, tpm.Config{Address: tpm.Start(t).Address()})
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	before := r.Stats().Commands
+	for range 10 {
+		if _, err := r.Create(canceled, rot.P256); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v, want context.Canceled", err)
+		}
+	}
+	create(t, r, rot.P256)
+	if n := r.Stats().Commands - before; n != 2 {
+		t.Errorf("got %d commands, want the 2 of a key that is made", n)
+	}
 }
