@@ -10,6 +10,9 @@
 //	wish.Apply(&req) // wish: what ParseAttrs made of the CA's answer
 //	der, err := csr.Build(req, key)
 //
+// A CA that wants proof that the request was made for the connection over which it
+// comes gets it from [Challenge], at the last moment.
+//
 // Requests are put together here, and not by crypto/x509, because that knows only one
 // shape of attribute, which those of RFC 2985 and of attestation do not have; and
 // what is signed is what was given, byte for byte.
@@ -98,10 +101,6 @@ func build(req Request, key crypto.Signer) ([]byte, error) {
 	if err := cms.CheckDER(req.Subject); err != nil {
 		return nil, fmt.Errorf("subject: %w", err)
 	}
-	algorithm, hash, err := signatureOf(key.Public())
-	if err != nil {
-		return nil, err
-	}
 	public, err := x509.MarshalPKIXPublicKey(key.Public())
 	if err != nil {
 		return nil, err
@@ -113,6 +112,14 @@ func build(req Request, key crypto.Signer) ([]byte, error) {
 			return nil, err
 		}
 		info.Attributes = []attribute{{oidExtensionRequest, []asn1.RawValue{{FullBytes: extensions}}}}
+	}
+	return sign(info, key)
+}
+
+func sign(info certificationRequestInfo, key crypto.Signer) ([]byte, error) {
+	algorithm, hash, err := signatureOf(key.Public())
+	if err != nil {
+		return nil, err
 	}
 	signed, err := asn1.Marshal(info)
 	if err != nil {
