@@ -191,12 +191,15 @@ func (b *fakeBroker) seqs(topic string) (all []int) {
 }
 
 // The certificates of the tests hold in virtual time, which starts in 2000, too.
-var rootCert, serverCert = mustHierarchy()
+var (
+	rootCert, rootKey = mustCertificate("root", nil, nil)
+	serverCert        = mustIdentity("broker")
+)
 
-func mustHierarchy() (root *x509.Certificate, server tls.Certificate) {
-	root, rootKey := mustCertificate("root", nil, nil)
-	leaf, key := mustCertificate("broker", root, rootKey)
-	return root, tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
+// mustIdentity is a certificate by the tests' root, and its key.
+func mustIdentity(name string) tls.Certificate {
+	leaf, key := mustCertificate(name, rootCert, rootKey)
+	return tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}
 }
 
 // mustCertificate makes a CA certificate when there is no issuer, else one for name,

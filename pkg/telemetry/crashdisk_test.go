@@ -284,13 +284,13 @@ func (d *crashDisk) cutContents(img image, left []string, names map[string]*cras
 func has(img image, name string) bool { _, ok := img[name]; return ok }
 
 // remains are what may be read from a file that was synced and then written to:
-// the old contents, every length of the new, and each of eight blocks of the new
+// the old contents, every length of the new, and each of six blocks of the new
 // there or still zero.
 func remains(durable, now []byte) [][]byte {
 	if bytes.Equal(durable, now) {
 		return [][]byte{append([]byte{}, now...)}
 	}
-	const blocks = 8
+	const blocks = 6
 	same := 0
 	for same < min(len(durable), len(now)) && durable[same] == now[same] {
 		same++

@@ -255,9 +255,7 @@ func (s *session) serve(ctx context.Context) error {
 			if err := flights[0].token.Error(); err != nil {
 				return s.because(err)
 			}
-			if it := flights[0].item; it != nil {
-				s.link.Outbox.done(it)
-			}
+			s.acknowledged(flights[0])
 			flights = flights[1:]
 		case <-late:
 			return fmt.Errorf("no PUBACK within %v", ackLimit)
@@ -268,8 +266,24 @@ func (s *session) serve(ctx context.Context) error {
 			return s.conn.err
 		case <-ctx.Done():
 			s.leave()
+			// The last PUBACKs came while it said goodbye.
+			for _, f := range flights {
+				select {
+				case <-f.token.Done():
+					if f.token.Error() == nil {
+						s.acknowledged(f)
+					}
+				default:
+				}
+			}
 			return nil
 		}
+	}
+}
+
+func (s *session) acknowledged(f flight) {
+	if f.item != nil {
+		s.link.Outbox.done(f.item)
 	}
 }
 
