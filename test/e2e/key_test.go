@@ -28,18 +28,18 @@ func inService(t *testing.T, bench *agenttest.Lab, id string, tpm *swtpm.TPM) (s
 	return stateFolder(env)
 }
 
-// TestKeyIsInTheTPM asks Debian's tpm2-tools, not our code, about the everyday
-// key of a device: it loads into this TPM, was made there and cannot leave it.
+// TestKeyIsInTheTPM asks Debian's tpm2-tools, not our code, about the everyday key
+// of a device, and about the key.pem of `birthmark enroll`: each loads into this
+// TPM, was made there and cannot leave it.
 func TestKeyIsInTheTPM(t *testing.T) {
 	need(t, "tpm2_load")
 	tpm := swtpmtest.Start(t)
-	state := inService(t, agenttest.StartLab(t), "dev-tools", tpm)
-	device, _, err := store.Read[agent.Device](state)
+	bench := agenttest.StartLab(t)
+	device, _, err := store.Read[agent.Device](inService(t, bench, "dev-tools", tpm))
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	splitKeyFile(t, []byte(device.Owner.Key), dir)
+	keyPEM := enrollOnce(t, bench, "dev-once", tpm)
 
 	if err := tpm.Stop(); err != nil {
 		t.Fatal(err)
@@ -50,6 +50,38 @@ func TestKeyIsInTheTPM(t *testing.T) {
 	}
 	t.Cleanup(tools.Kill)
 	env := []string{"TPM2TOOLS_TCTI=" + tools.TCTI()}
+	t.Run("the agent's LDevID", func(t *testing.T) { wantInTPM(t, env, []byte(device.Owner.Key)) })
+	must(t, env, "tpm2_flushcontext", "-t")
+	t.Run("key.pem of enroll", func(t *testing.T) { wantInTPM(t, env, keyPEM) })
+}
+
+// enrollOnce runs `birthmark enroll` for a new device and returns its key.pem.
+func enrollOnce(t *testing.T, bench *agenttest.Lab, id string, tpm *swtpm.TPM) []byte {
+	t.Helper()
+	password, err := bench.NewPassword("owner", id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "password")
+	if err := os.WriteFile(file, []byte(password+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(dir, "out")
+	must(t, nil, birthmark, "enroll", "--est-url", bench.OwnerURL(), "--anchors", filepath.Join(bench.Dir, "device", "owner-root.pem"),
+		"--username", id, "--password-file", file, "--subject", "CN="+id, "--tpm", tpm.Address(), "--out", out)
+	text, err := os.ReadFile(filepath.Join(out, "key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// wantInTPM fails the test unless the tools say that the key in a key file is one
+// of the TPM's own.
+func wantInTPM(t *testing.T, env []string, keyFile []byte) {
+	dir := t.TempDir()
+	splitKeyFile(t, keyFile, dir)
 	context := filepath.Join(dir, "context")
 	must(t, env, "tpm2_load", "-C", "0x81000001", "-u", filepath.Join(dir, "pub"), "-r", filepath.Join(dir, "priv"), "-c", context)
 	printed := must(t, env, "tpm2_readpublic", "-c", context)
