@@ -43,11 +43,10 @@
 //
 // # What is not done
 //
-// There is no proof of possession linked to the connection (RFC 7030, 3.5), since a
-// request outlives the connection that first carried it: it is saved, and sent again
-// when the CA says "later". A server that insists refuses. There is no Digest
-// authentication, no full CMC, and no key is taken that a server made. Proxies are
-// those of the environment (HTTPS_PROXY, NO_PROXY), reached over http or socks5.
+// There is no Digest authentication, no full CMC, and no key is taken that a server
+// made. Proxies are those of the environment (HTTPS_PROXY, NO_PROXY), reached over
+// http or socks5. A proof of possession ([Request].Bind) names both ends of one TLS
+// connection: where something between here and the server ends it, there can be none.
 package enroll
 
 import (
@@ -108,6 +107,11 @@ type Client struct {
 type Request struct {
 	CSR []byte        // PKCS #10, DER
 	Key crypto.Signer // whose public part is in CSR
+	// Bind, if it is set, makes CSR once more, with the same key and names and with
+	// binding as its challengePassword; that is sent in place of CSR, over the connection
+	// that binding names and no other (RFC 7030, 3.5). A CA whose CSR attributes ask for
+	// a challengePassword wants it so.
+	Bind func(binding string) ([]byte, error)
 	// Current is the certificate to renew. Only Reenroll needs it.
 	Current *x509.Certificate
 }
@@ -255,7 +259,7 @@ func (c *Client) certify(ctx context.Context, p *peer, op string, req Request) (
 	if err != nil {
 		return Issued{}, err
 	}
-	a, err := c.post(ctx, p, op, req.CSR)
+	a, err := c.post(ctx, p, op, w)
 	if err != nil {
 		return Issued{}, err
 	}

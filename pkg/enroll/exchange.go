@@ -38,7 +38,7 @@ type answer struct {
 
 // get asks for what needs no request.
 func (c *Client) get(ctx context.Context, p *peer, op string) (*answer, error) {
-	a, err := c.exchange(ctx, p, http.MethodGet, op, nil)
+	a, err := c.exchange(ctx, p, op, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -48,17 +48,9 @@ func (c *Client) get(ctx context.Context, p *peer, op string) (*answer, error) {
 	return nil, c.failed(a)
 }
 
-// post sends a certificate request. Its base64 is in lines, since servers on
-// OpenSSL refuse it otherwise (RFC 8951, 3.1, lets it be either way).
-func (c *Client) post(ctx context.Context, p *peer, op string, csr []byte) (*answer, error) {
-	text := base64.StdEncoding.EncodeToString(csr)
-	var body bytes.Buffer
-	for len(text) > 0 {
-		n := min(lineLength, len(text))
-		body.WriteString(text[:n] + "\n")
-		text = text[n:]
-	}
-	a, err := c.exchange(ctx, p, http.MethodPost, op, body.Bytes())
+// post sends a certificate request.
+func (c *Client) post(ctx context.Context, p *peer, op string, w *wish) (*answer, error) {
+	a, err := c.exchange(ctx, p, op, w)
 	if err != nil {
 		return nil, err
 	}
@@ -68,18 +60,22 @@ func (c *Client) post(ctx context.Context, p *peer, op string, csr []byte) (*ans
 	case http.StatusAccepted:
 		return nil, &PendingError{RetryAfter: cmp.Or(c.retryAfter(a.header), waitDefault)}
 	}
-	return nil, c.failed(a)
+	err = c.failed(a)
+	if refused, ok := err.(*RefusedError); ok && w.Bind != nil {
+		err = unbound(a, refused)
+	}
+	return nil, err
 }
 
-// exchange sends a request and reads the whole answer, after redirects within the
-// server's origin.
-func (c *Client) exchange(ctx context.Context, p *peer, method, op string, body []byte) (*answer, error) {
+// exchange sends w, or asks for what needs no request, and reads the whole answer,
+// after redirects within the server's origin.
+func (c *Client) exchange(ctx context.Context, p *peer, op string, w *wish) (*answer, error) {
 	u, err := c.origin.Parse(c.path + op)
 	if err != nil {
 		return nil, err
 	}
 	for hops := 0; ; hops++ {
-		resp, err := c.send(ctx, p, method, u, body)
+		resp, err := c.send(ctx, p, u, w)
 		if err != nil {
 			return nil, c.unanswered(ctx, p, err)
 		}
@@ -101,27 +97,57 @@ func (c *Client) exchange(ctx context.Context, p *peer, method, op string, body 
 	}
 }
 
-func (c *Client) send(ctx context.Context, p *peer, method string, u *url.URL, body []byte) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, p *peer, u *url.URL, w *wish) (*http.Response, error) {
+	// The transport itself, not an http.Client: that would follow redirects by rules
+	// of its own, and take Authorization along to other ports.
+	var over http.RoundTripper = p.transport
+	method, body := http.MethodGet, []byte(nil)
+	if w != nil {
+		method, body = http.MethodPost, lines(w.CSR)
+		if w.Bind != nil {
+			conn, csr, err := c.bound(ctx, p, w)
+			if err != nil {
+				return nil, p.explain(err)
+			}
+			over, body = conn, lines(csr)
+		}
+	}
 	// With a bytes.Reader net/http knows the length and says it. It would send
 	// anything else in chunks, which libest refuses.
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
-	if body != nil {
+	if w != nil {
 		req.Header.Set("Content-Type", "application/pkcs10")
 	}
 	if p.anchors != nil && c.conf.Password != "" {
 		req.SetBasicAuth(c.conf.Username, c.conf.Password)
 	}
-	// The transport itself, not an http.Client: that would follow redirects by rules
-	// of its own, and take Authorization along to other ports.
-	resp, err := p.transport.RoundTrip(req)
-	// Some servers just hang up on a certificate that they do not like.
+	resp, err := over.RoundTrip(req)
+	return resp, p.explain(err)
+}
+
+// explain adds to an error what it may come from: some servers just hang up on a
+// certificate that they do not like.
+func (p *peer) explain(err error) error {
 	if p.wantsCertificate.Load() && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF)) {
-		err = fmt.Errorf("%w (it had asked for a certificate, and may not accept ours)", err)
+		return fmt.Errorf("%w (it had asked for a certificate, and may not accept ours)", err)
 	}
-	return resp, err
+	return err
+}
+
+// lines is base64 in lines, since servers on OpenSSL refuse it otherwise (RFC 8951,
+// 3.1, lets it be either way).
+func lines(der []byte) []byte {
+	text := base64.StdEncoding.EncodeToString(der)
+	var b bytes.Buffer
+	for len(text) > 0 {
+		n := min(lineLength, len(text))
+		b.WriteString(text[:n] + "\n")
+		text = text[n:]
+	}
+	return b.Bytes()
 }
 
 // read reads an answer: all of one that may be used, the beginning of an error.
@@ -206,9 +232,12 @@ func schemes(h http.Header) string {
 func (c *Client) unanswered(ctx context.Context, p *peer, err error) error {
 	var untrusted *clock.VerifyError
 	var answer *AnswerError
+	var caller *callerError
 	switch {
 	case errors.As(err, &answer):
 		return answer
+	case errors.As(err, &caller):
+		return caller.error
 	case errors.As(err, &untrusted):
 		return &UntrustedError{Err: untrusted}
 	case ctx.Err() != nil:
