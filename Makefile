@@ -42,7 +42,7 @@ demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itse
 
 .PHONY: test
 test: ## everything: setup, build, check, fuzzing for 3 s each, the real binaries
-	@FUZZTIME=3s test/run.sh setup build fmt vet lint race rooms sbom fuzz e2e
+	@FUZZTIME=3s VULNDB="$${VULNDB:-none}" test/run.sh setup build fmt vet lint race rooms sbom vuln fuzz e2e
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms
@@ -56,6 +56,10 @@ bench: build ## measure, and hold the figures against docs/numbers.md
 sbom: build ## bin/birthmark.cdx.json: what is linked into both binaries, as CycloneDX
 	@go run ./test/sbom -version $(VERSION) -time $(SOURCE_DATE_EPOCH) -o bin/birthmark.cdx.json \
 		bin/birthmark bin/birthmark-lab
+
+.PHONY: vuln
+vuln: ## known vulnerabilities that the binaries can reach; VULNDB=FOLDER or TAR, see test/vuln
+	@mkdir -p out && go build -o out/vuln ./test/vuln && out/vuln ./cmd/agent ./cmd/lab
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME

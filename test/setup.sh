@@ -29,6 +29,7 @@ libstrongswan-extra-plugins     HTTPS for it (curl)
 libstrongswan-standard-plugins  ECDSA for it (openssl)
 openssl                         requests and certificates that are not ours
 curl                            EST by hand, as factory scripts do it
+xz-utils                        unpacks the vulnerability database of make vuln
 '
 
 die() {

@@ -72,6 +72,7 @@ var graph = map[string][]string{
 	"internal/rooms":               {},
 	"test/e2e":                     {"internal/agent", "pkg/lifecycle", "pkg/store"},
 	"test/sbom":                    {},
+	"test/vuln":                    {},
 }
 
 // testsMay is what the tests of any room may import besides what the room may:
