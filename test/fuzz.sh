@@ -29,7 +29,7 @@ targets=$(list)
 while read -r package target; do
 	[ -n "$target" ] || continue
 	echo "fuzz $package $target $fuzztime"
-	if ! go test -run '^$' -fuzz "^$target\$" -fuzztime "$fuzztime" "$package" >"$out" 2>&1 && ! harmless "$out"; then
+	if ! go test -run '^$' -fuzz "^$target\$" -fuzztime "$fuzztime" -fuzzminimizetime 1s "$package" >"$out" 2>&1 && ! harmless "$out"; then
 		cat "$out"
 		echo "fuzz: $package $target failed" >&2
 		exit 1
