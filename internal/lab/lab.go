@@ -46,6 +46,10 @@ type Options struct {
 	Dir string       // the folder; made if it is not there
 	Log *slog.Logger // nil for none
 
+	// EST, if it is set, may change what an EST server is started with; whose is [Maker]
+	// or [Owner].
+	EST func(whose string, conf *est.Config)
+
 	// Heard is told of every message that the broker accepts, before it is
 	// acknowledged. It is called from several goroutines and must not block for long.
 	Heard func(client, topic string, payload []byte)
@@ -82,12 +86,17 @@ func (l *Lab) start(ctx context.Context, o Options) error {
 	l.folder = f
 	l.undo = append(l.undo, f.close)
 	for _, server := range []struct {
-		port int
-		conf est.Config
+		whose string
+		port  int
+		conf  est.Config
 	}{
-		{f.ports.Maker, est.Config{CA: f.maker, Profile: ca.Birth(), Log: o.Log.With("ca", Maker)}},
-		{f.ports.Owner, est.Config{CA: f.owner, Profile: ca.Device(0), Clients: []*x509.Certificate{f.maker.Root()}, Log: o.Log.With("ca", Owner)}},
+		{Maker, f.ports.Maker, est.Config{CA: f.maker, Profile: ca.Birth()}},
+		{Owner, f.ports.Owner, est.Config{CA: f.owner, Profile: ca.Device(0), Clients: []*x509.Certificate{f.maker.Root()}}},
 	} {
+		server.conf.Log = o.Log.With("ca", server.whose)
+		if o.EST != nil {
+			o.EST(server.whose, &server.conf)
+		}
 		s, err := est.Start(address(server.port), server.conf)
 		if err != nil {
 			return err
