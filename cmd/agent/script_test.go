@@ -2,7 +2,9 @@ package main
 
 import (
 	"crypto/tls"
+	"encoding/asn1"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -18,6 +20,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"birthmark/internal/lab"
+	"birthmark/internal/lab/ca"
+	"birthmark/internal/lab/est"
 	"birthmark/internal/swtpm"
 	"birthmark/internal/swtpm/swtpmtest"
 )
@@ -31,7 +35,8 @@ func TestMain(m *testing.M) {
 //
 // In a script, $TPM and $OTHER_TPM are addresses; $EST, $MAKER_EST, $ROOT and
 // $MAKER_ROOT belong to the lab; $CONFIG is a device's configuration. $LATER is the
-// owner's EST server too, but answers "202, later" until the script says `approve`.
+// owner's EST server too, but answers "202, later" until the script says `approve`;
+// $PROOF is another one, which wants requests to be bound to their connection.
 // `exits CODE program …` and `password CA ID FILE` are commands.
 func TestScript(t *testing.T) {
 	l, err := lab.Up(t.Context(), lab.Options{Dir: t.TempDir()})
@@ -39,6 +44,7 @@ func TestScript(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
+	proof := startProof(t, l)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
@@ -48,6 +54,7 @@ func TestScript(t *testing.T) {
 			later := startLater(t, l)
 			env.Values[laterKey] = later
 			env.Setenv("LATER", later.URL)
+			env.Setenv("PROOF", proof.URL())
 			env.Setenv("EST", l.OwnerURL())
 			env.Setenv("MAKER_EST", l.MakerURL())
 			env.Setenv("ROOT", filepath.Join(l.Dir(), "device", "owner-root.pem"))
@@ -67,6 +74,22 @@ func TestScript(t *testing.T) {
 			},
 		},
 	})
+}
+
+// startProof stands before the owner's CA, and wants proof of possession (RFC 7030,
+// 3.5).
+func startProof(t *testing.T, l *lab.Lab) *est.Server {
+	t.Helper()
+	wish, err := asn1.Marshal([]asn1.ObjectIdentifier{{1, 2, 840, 113549, 1, 9, 7}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := est.Start("127.0.0.1:0", est.Config{CA: l.OwnerCA(), Profile: ca.Device(0), CSRAttrs: wish, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
 }
 
 // laterKey finds the script's later.

@@ -48,8 +48,9 @@ type Owner struct {
 
 // Asking is a certificate request that has no answer yet.
 type Asking struct {
-	Key     string    `json:"key,omitempty"` // of an LDevID; empty for the IDevID
-	CSR     []byte    `json:"csr,omitempty"` // DER
+	Key     string    `json:"key,omitempty"`  // of an LDevID; empty for the IDevID
+	CSR     []byte    `json:"csr,omitempty"`  // DER
+	Bind    bool      `json:"bind,omitempty"` // the CA wants it bound to its connection
 	Since   time.Time `json:"since,omitzero"`
 	RetryAt time.Time `json:"retry_at,omitzero"` // the CA said: not before
 	Tries   int       `json:"tries,omitempty"`

@@ -137,7 +137,7 @@ func (a *Agent) ask(ctx context.Context, effect string, ca *enroll.Client, makeK
 		}
 	}
 	err = a.do(effect, func() (err error) {
-		issued, err = ca.Enroll(ctx, enroll.Request{CSR: asking.CSR, Key: key})
+		issued, err = ca.Enroll(ctx, Request(asking.CSR, key, asking.Bind))
 		return err
 	})
 	return issued, a.answered(err)
@@ -168,7 +168,7 @@ func (a *Agent) remember(key rot.Key, wish csr.Attrs) (Asking, error) {
 	if err != nil {
 		return Asking{}, err
 	}
-	asking := Asking{Key: string(key.Blob()), CSR: der, Since: a.clock.Now()}
+	asking := Asking{Key: string(key.Blob()), CSR: der, Bind: wish.ChallengePassword, Since: a.clock.Now()}
 	return asking, a.store.Update(func(d *Device) error { d.Asking = asking; return nil })
 }
 

@@ -1,7 +1,10 @@
 package agent
 
 import (
+	"crypto"
+
 	"birthmark/internal/config"
+	"birthmark/pkg/csr"
 	"birthmark/pkg/enroll"
 )
 
@@ -30,4 +33,15 @@ func EST(s config.Server, conf enroll.Config) (*enroll.Client, error) {
 		}
 	}
 	return enroll.New(conf)
+}
+
+// Request is the request der of key's, as it was saved. Where the CA wished for a
+// challengePassword, it goes out bound to its connection (RFC 7030, 3.5), with the
+// same key and names each time.
+func Request(der []byte, key crypto.Signer, bind bool) enroll.Request {
+	req := enroll.Request{CSR: der, Key: key}
+	if bind {
+		req.Bind = func(binding string) ([]byte, error) { return csr.Challenge(der, binding, key) }
+	}
+	return req
 }

@@ -59,7 +59,8 @@ type life struct {
 	t     *testing.T
 	bench *agenttest.Lab
 	id    string
-	cutAt int // which effect loses its power
+	cutAt int    // which effect loses its power
+	cutOn string // or by its name, once
 
 	n     int    // effects so far
 	where string // what was cut; "" when life was over before
@@ -131,7 +132,7 @@ func (w *life) boot(inService <-chan struct{}) (done bool) {
 }
 
 func (w *life) effect(name string) {
-	if w.n++; w.n-1 == w.cutAt {
+	if w.n++; w.n-1 == w.cutAt || w.where == "" && name == w.cutOn {
 		w.where = name
 		panic(cutPower(name))
 	}

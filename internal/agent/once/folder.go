@@ -20,7 +20,8 @@ type folder string
 
 // pending is a request under way: the files of pending/.
 type pending struct {
-	Asked []string `json:"asked"` // the command line that it belongs to
+	Asked []string `json:"asked"`          // the command line that it belongs to
+	Bind  bool     `json:"bind,omitempty"` // the CA wants it bound to its connection (RFC 7030, 3.5)
 
 	key  []byte // key.pem
 	csr  []byte // DER; request.pem

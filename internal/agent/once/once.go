@@ -318,7 +318,7 @@ func (j *job) request(ctx context.Context) (*pending, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pending{Asked: j.fingerprint(), key: key.Blob(), csr: der}
+	p := &pending{Asked: j.fingerprint(), Bind: wish.ChallengePassword, key: key.Blob(), csr: der}
 	return p, j.folder.start(p)
 }
 
@@ -350,7 +350,7 @@ func (j *job) send(ctx context.Context, p *pending) (changes []string, err error
 	}
 	defer key.Close()
 	ask := j.ca.Enroll
-	req := enroll.Request{CSR: p.csr, Key: key}
+	req := agent.Request(p.csr, key, p.Bind)
 	if j.Op == OpReenroll {
 		ask, req.Current = j.ca.Reenroll, j.present
 	}
