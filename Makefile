@@ -36,13 +36,18 @@ build: ## bin/birthmark (the device) and bin/birthmark-lab (everything else)
 	$(GO_BUILD) -o bin/birthmark ./cmd/agent
 	$(GO_BUILD) -o bin/birthmark-lab ./cmd/lab
 
+.PHONY: fips
+fips: ## bin/birthmark-fips: the device binary with Go's certified cryptography
+	@mkdir -p bin
+	GOFIPS140=v1.0.0 $(GO_BUILD) -o bin/birthmark-fips ./cmd/agent
+
 .PHONY: demo
 demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itself
 	@bin/birthmark-lab demo $(if $(ONESHOT),--oneshot --json demo.json)
 
 .PHONY: test
 test: ## everything: setup, build, check, fuzzing for 3 s each, the real binaries
-	@FUZZTIME=3s VULNDB="$${VULNDB:-none}" test/run.sh setup build fmt vet lint race rooms sbom vuln fuzz e2e
+	@FUZZTIME=3s VULNDB="$${VULNDB:-none}" test/run.sh setup build fips fmt vet lint race rooms sbom vuln fuzz e2e
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms

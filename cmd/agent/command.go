@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/fips140"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -42,16 +43,28 @@ func versionCommand() *cobra.Command {
 				Built   string `json:"built"`
 				Go      string `json:"go"`
 				Arch    string `json:"arch"`
-			}{agent.Version, clock.Build().UTC().Format("2006-01-02T15:04:05Z"), runtime.Version(), runtime.GOARCH}
+				FIPS    string `json:"fips,omitempty"` // version of Go's FIPS 140-3 module, while in its mode
+			}{agent.Version, clock.Build().UTC().Format("2006-01-02T15:04:05Z"), runtime.Version(), runtime.GOARCH, fips()}
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), v)
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "birthmark %s, built %s, %s, %s\n", v.Version, v.Built, v.Go, v.Arch)
+			line := fmt.Sprintf("birthmark %s, built %s, %s, %s", v.Version, v.Built, v.Go, v.Arch)
+			if v.FIPS != "" {
+				line += ", FIPS 140-3 module " + v.FIPS
+			}
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), line)
 			return err
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+func fips() string {
+	if !fips140.Enabled() {
+		return ""
+	}
+	return fips140.Version()
 }
 
 func printJSON(w io.Writer, v any) error {

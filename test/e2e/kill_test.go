@@ -89,7 +89,13 @@ func measureLife(t *testing.T, bench *agenttest.Lab) time.Duration {
 // liveOn lets the agent run until the broker has heard of the device.
 func liveOn(t *testing.T, bench *agenttest.Lab, env []string, id string) {
 	t.Helper()
-	agent := start(t, env, birthmark, "run", "--config", bench.ConfigFile())
+	live(t, birthmark, bench, env, id)
+}
+
+// live is liveOn for an agent that was built in another way.
+func live(t *testing.T, program string, bench *agenttest.Lab, env []string, id string) {
+	t.Helper()
+	agent := start(t, env, program, "run", "--config", bench.ConfigFile())
 	select {
 	case <-bench.InService(id):
 	case <-agent.exited:
