@@ -17,7 +17,8 @@
 //
 //	audit.log            at most 1 MiB; then it becomes
 //	audit.log.1          the part before, in place of the one that was; the chain goes on
-//	audit.log.damaged-N  at most four
+//	audit.log.damaged-N  at most four, the first ones and the last
+//	audit.log.new        while a damaged log is put aside
 //
 // What this does not do: who can write the folder can remove lines from the end, or
 // write the whole log anew. That shows only to those who have seen a later line:
@@ -76,6 +77,9 @@ func Open(dir string) (*Log, error) { return open(dir, realDisk{}) }
 func open(dir string, d disk) (*Log, error) {
 	l := &Log{dir: dir, disk: d}
 	if err := l.load(); err != nil {
+		if l.file != nil {
+			l.file.Close()
+		}
 		return nil, fmt.Errorf("cannot open the audit log in %s: %w", dir, err)
 	}
 	return l, nil
@@ -88,6 +92,13 @@ func (l *Log) load() error {
 		return err
 	}
 	text, err := readFile(l.path())
+	if errors.Is(err, fs.ErrNotExist) {
+		// Without a draft there is no log yet, or none since a rotation.
+		if err := l.adoptDraft(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		text, err = readFile(l.path())
+	}
 	if errors.Is(err, errTooBig) {
 		return l.startAnew()
 	}
@@ -125,7 +136,9 @@ func (l *Log) loadPart() {
 	}
 }
 
-// startAnew keeps a damaged audit.log aside and begins a chain that names it.
+// startAnew keeps a damaged audit.log aside and begins a chain that names it. The
+// new log is on disk before the old one is moved, and the old one before the new
+// one takes its name: whenever the power fails, Open can go on from there.
 func (l *Log) startAnew() error {
 	aside := ""
 	for n := 1; n <= damagedLimit; n++ {
@@ -138,11 +151,28 @@ func (l *Log) startAnew() error {
 	if err != nil {
 		return err
 	}
+	if l.file, err = l.disk.open(l.draft()); err != nil {
+		return err
+	}
+	l.torn, l.dirty = true, true // the draft may be left over
+	if err := l.Append("audit-damaged", slog.String("kept", filepath.Base(aside)), slog.String("sha256", sum)); err != nil {
+		return err
+	}
 	if err := l.disk.rename(l.path(), aside); err != nil {
 		return err
 	}
-	l.dirty = true
-	return l.Append("audit-damaged", slog.String("kept", filepath.Base(aside)), slog.String("sha256", sum))
+	if err := l.syncLocked(); err != nil {
+		return err
+	}
+	return l.adoptDraft()
+}
+
+// adoptDraft makes the draft of a new log the log.
+func (l *Log) adoptDraft() error {
+	if err := l.disk.rename(l.draft(), l.path()); err != nil {
+		return err
+	}
+	return l.syncLocked()
 }
 
 // Append adds a line about event, and returns when it is durable. After an error,
@@ -249,7 +279,8 @@ func (l *Log) Close() error {
 	return err
 }
 
-func (l *Log) path() string { return filepath.Join(l.dir, fileName) }
+func (l *Log) path() string  { return filepath.Join(l.dir, fileName) }
+func (l *Log) draft() string { return l.path() + ".new" }
 
 // hash is what the line after this one says in prev.
 func hash(line []byte) string {
