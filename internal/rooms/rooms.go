@@ -49,6 +49,7 @@ var graph = map[string][]string{
 	"internal/metrics": {},
 	"internal/agent": {"internal/config", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota", "pkg/lifecycle",
 		"pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
+	"internal/agent/api": {"internal/metrics"},
 	"internal/agent/once": {"internal/agent", "internal/config", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
 	"cmd/agent": {"internal/agent", "internal/agent/once", "internal/config", "pkg/clock", "pkg/enroll", "pkg/rot",
