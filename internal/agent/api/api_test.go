@@ -292,10 +292,10 @@ func TestASocketIsReplacedOnlyWhenNobodyListens(t *testing.T) {
 	}
 
 	first, err := Open(folder, desk.agent(), log)
-	defer first.Close()
 	if err == nil || !strings.Contains(err.Error(), "something else than a socket") {
 		t.Errorf("over a file: %v", err)
 	}
+	t.Cleanup(func() { first.Close() })
 	if status, _, _ := do(t, filepath.Join(folder, Status), "GET", "/v1/status", nil); status != 200 {
 		t.Errorf("over a dead agent's socket: status %d", status)
 	}
