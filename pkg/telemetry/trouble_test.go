@@ -1,0 +1,154 @@
+package telemetry
+
+import (
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/eclipse/paho.mqtt.golang/packets"
+)
+
+func TestSilentBrokerIsGivenUp(t *testing.T) {
+	for _, keepAlive := range []time.Duration{time.Second, 20 * time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			b := &fakeBroker{}
+			l := testLink(t, b)
+			l.KeepAlive = keepAlive
+			l.Window = time.Second
+			running(t, l)
+			start := time.Now()
+			b.set(func() { b.deaf = true })
+			limit := keepAlive*3/2 + pingLimit + 3*time.Second // 1 to 2 s are the pause before dialling
+			pass(limit)
+			if b.connections() < 2 {
+				t.Errorf("keep-alive %v: no new connection %v after the broker fell silent", keepAlive, time.Since(start))
+			}
+		})
+	}
+}
+
+func TestStopInEveryState(t *testing.T) {
+	for name, spoil := range map[string]func(*fakeBroker){
+		"connected":         func(*fakeBroker) {},
+		"no PUBACK":         func(b *fakeBroker) { b.set(func() { b.mute = func(*packets.PublishPacket) bool { return true } }) },
+		"deaf":              func(b *fakeBroker) { b.set(func() { b.deaf = true }) },
+		"cut":               func(b *fakeBroker) { b.cut() },
+		"does not read":     func(b *fakeBroker) { b.set(func() { b.stuck = make(chan struct{}) }) },
+		"waiting to retry":  func(b *fakeBroker) { b.set(func() { b.down = true }); b.cut() },
+		"opening a session": func(b *fakeBroker) { b.set(func() { b.deaf = true }); b.cut() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := &fakeBroker{}
+				l := testLink(t, b)
+				l.Window = time.Second
+				stop := running(t, l)
+				spoil(b)
+				put(t, l.Outbox, 2*inFlight)
+				pass(5 * time.Second)
+				start := time.Now()
+				stop()
+				if d := time.Since(start); d > 3*leaveLimit {
+					t.Errorf("Run ended %v after its context, want %v at most", d, 3*leaveLimit)
+				}
+				if b.stuck != nil {
+					close(b.stuck)
+				}
+				pass(writeLimit) // paho may still be waiting for its turn to write
+			})
+		})
+	}
+}
+
+// A holedConn passes on n bytes from the broker, then nothing, without an error.
+type holedConn struct {
+	net.Conn
+	left int
+	hole chan struct{}
+	once sync.Once
+}
+
+func (c *holedConn) Read(b []byte) (int, error) {
+	if c.left == 0 {
+		<-c.hole
+		return 0, net.ErrClosed
+	}
+	n, err := c.Conn.Read(b[:min(len(b), c.left)])
+	c.left -= n
+	return n, err
+}
+
+func (c *holedConn) Close() error {
+	c.once.Do(func() { close(c.hole) })
+	return c.Conn.Close()
+}
+
+func TestBlackHoleAtEveryByte(t *testing.T) {
+	const step = 13 // bytes; every one would take a minute
+	through := false
+	for n := 0; !through; n += step {
+		synctest.Test(t, func(t *testing.T) {
+			b := &fakeBroker{wrap: func(c net.Conn) net.Conn {
+				return &holedConn{Conn: c, left: n, hole: make(chan struct{})}
+			}}
+			start := time.Now()
+			err := testLink(t, b).Knock(t.Context())
+			through = err == nil
+			if d := time.Since(start); d > openLimit+3*leaveLimit {
+				t.Errorf("after %d bytes: %v until error %v, want %v at most", n, d, err, openLimit+3*leaveLimit)
+			}
+			if n > 16<<10 {
+				t.Fatal("no session within 16 KiB")
+			}
+		})
+	}
+}
+
+// countLines counts log lines.
+type countLines struct{ n int }
+
+func (c *countLines) Write(b []byte) (int, error) { c.n++; return len(b), nil }
+
+func TestFloodOfCommands(t *testing.T) {
+	const commands = 20_000
+	synctest.Test(t, func(t *testing.T) {
+		var lines countLines
+		b := &fakeBroker{}
+		command := &packets.PublishPacket{
+			FixedHeader: packets.FixedHeader{MessageType: packets.Publish, Qos: 1},
+			TopicName:   Topic("dev-1", "cmd/ping/1"), MessageID: 7, Payload: []byte("{}"),
+		}
+		l := testLink(t, b)
+		l.Log = slog.New(slog.NewTextHandler(&lines, nil))
+		for range commands {
+			command.Write(writerTo(&b.hello))
+		}
+		running(t, l)
+		put(t, l.Outbox, 1)
+		synctest.Wait()
+		if n := l.Commands(); n != commands {
+			t.Errorf("%d commands were counted, want %d", n, commands)
+		}
+		if b.unacked != commands {
+			t.Errorf("%d commands were acknowledged, want %d", b.unacked, commands)
+		}
+		if lines.n > 20 {
+			t.Errorf("%d lines in the log, want 20 at most", lines.n)
+		}
+		if n := l.Outbox.Stats().Waiting; n != 0 || b.connections() != 1 {
+			t.Errorf("%d messages wait, %d connections: want 0 and 1", n, b.connections())
+		}
+	})
+}
+
+// writerTo appends to b.
+func writerTo(b *[]byte) writerFunc {
+	return func(p []byte) (int, error) { *b = append(*b, p...); return len(p), nil }
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
