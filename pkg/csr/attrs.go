@@ -23,6 +23,7 @@ type Attrs struct {
 	// connection over which it comes (RFC 7030, 3.5).
 	ChallengePassword bool
 
+	subject    nameTemplate     // nil if all names are welcome
 	extensions []pkix.Extension // harmless ones only
 	keys       []string         // kinds of key, in the CA's order
 	signatures []string         // kinds of key that wished signatures come from
@@ -43,6 +44,7 @@ const (
 	attrChallengePassword = "1.2.840.113549.1.9.7"       // RFC 2985, 5.4.1
 	attrExtensionRequest  = "1.2.840.113549.1.9.14"      // RFC 2985, 5.4.2
 	attrTemplate          = "1.2.840.113549.1.9.16.2.61" // RFC 9908, 3.4
+	attrExtensionTemplate = "1.2.840.113549.1.9.16.2.62" // the same; within a template only
 	keyEC                 = "1.2.840.10045.2.1"
 	keyRSA                = "1.2.840.113549.1.1.1"
 )
@@ -89,9 +91,8 @@ func (a Attrs) Algorithm() (algorithm string, ok bool) {
 // ParseAttrs reads CSR attributes (RFC 7030, 4.5.2; RFC 9908, 3.2). What it does not
 // know it passes over; no bytes, and none in a SEQUENCE, are no wishes.
 //
-// A template (RFC 9908, 3.4) makes everything beside it void (section 4 there), and is
-// not understood here: where there is one, there are no wishes. The CA then gets the
-// request that it would have got without asking.
+// Where there is a template (RFC 9908, 3.4), its wishes are the only ones: it makes
+// everything beside it void (section 4 there), whatever that is.
 func ParseAttrs(der []byte) (Attrs, error) {
 	a, err := parseAttrs(der)
 	if err != nil {
@@ -123,8 +124,12 @@ func parseAttrs(der []byte) (a Attrs, err error) {
 			return a, err
 		}
 	}
-	if slices.ContainsFunc(wishes, func(w wish) bool { return w.kind == attrTemplate }) {
-		return a, nil
+	isTemplate := func(w wish) bool { return w.kind == attrTemplate }
+	if i := slices.IndexFunc(wishes, isTemplate); i >= 0 {
+		if slices.ContainsFunc(wishes[i+1:], isTemplate) {
+			return a, errors.New("more than one template")
+		}
+		return parseTemplate(wishes[i].values)
 	}
 	// There is one list of extensions at most (RFC 9908, 3.2). The examples of RFC 7030
 	// had object identifiers in its place; without a value they are no use.
@@ -139,7 +144,7 @@ func parseAttrs(der []byte) (a Attrs, err error) {
 		return a, errors.New("more than one list of extensions")
 	}
 	if len(lists) == 1 {
-		a.extensions, err = harmlessExtensions(lists[0].FullBytes)
+		a.extensions, err = harmlessExtensions(lists[0].FullBytes, false)
 	}
 	return a, err
 }

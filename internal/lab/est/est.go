@@ -64,8 +64,8 @@ type Config struct {
 	// Hosts are names and addresses by which clients reach the server, besides those
 	// of the loopback interface.
 	Hosts []string
-	// CSRAttrs is the answer to csrattrs, DER. Without it there is none (204): every
-	// key that the CA takes is welcome.
+	// CSRAttrs is the answer to csrattrs, DER; a [Template] makes one. Without it there is
+	// none (204): every key that the CA takes is welcome.
 	CSRAttrs []byte
 	// Hold, if set, is asked before a certificate is issued. If it returns more than
 	// 0, the client is told to come back with the same request after that time (202).

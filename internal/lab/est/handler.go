@@ -34,7 +34,7 @@ type operation struct {
 }
 
 func newHandler(conf Config) *handler {
-	h := &handler{Config: conf, log: conf.Log, mustBind: namesChallenge(conf.CSRAttrs)}
+	h := &handler{Config: conf, log: conf.Log, mustBind: wantsChallenge(conf.CSRAttrs)}
 	if h.log == nil {
 		h.log = slog.Default()
 	}

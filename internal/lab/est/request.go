@@ -61,21 +61,6 @@ func decodeRequest(body []byte) (*x509.CertificateRequest, error) {
 // oidChallenge is challengePassword (RFC 2985 5.4.1).
 var oidChallenge = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 7}
 
-// namesChallenge reports whether csrattrs ask for the channel binding (RFC 7030 4.5.2).
-func namesChallenge(csrAttrs []byte) bool {
-	var elements []asn1.RawValue
-	if _, err := asn1.Unmarshal(csrAttrs, &elements); err != nil {
-		return false
-	}
-	for _, e := range elements {
-		var oid asn1.ObjectIdentifier
-		if _, err := asn1.Unmarshal(e.FullBytes, &oid); err == nil && oid.Equal(oidChallenge) {
-			return true
-		}
-	}
-	return false
-}
-
 // challenges are the values of challengePassword in a request. crypto/x509 knows only
 // attributes whose values are sequences.
 func challenges(csr *x509.CertificateRequest) (values []string, err error) {
