@@ -101,6 +101,13 @@ var linked = []string{
 	"golang.org/x/sys",                    // system calls
 }
 
+// Other people's modules in the device binary: how many we import ourselves, and
+// how many there are with what those need.
+const (
+	maxDirect = 8
+	maxLinked = 15
+)
+
 // unwelcome is what must not be part of the device binary, whoever imports it,
 // even where the module it comes from is linked.
 var unwelcome = []struct{ prefix, why string }{
@@ -170,10 +177,10 @@ func allows(may []string, imp string) bool {
 	return slices.ContainsFunc(may, func(m string) bool { return within(imp, m) })
 }
 
-// Device holds everything that the device binary links against what it may. It
-// returns one sentence per fault.
+// Device holds everything that the device binary links against what it may, and
+// the list of modules against what is linked. It returns one sentence per fault.
 func Device(pkgs []Package) []string {
-	var faults []string
+	faults := budget(pkgs)
 	for _, p := range pkgs {
 		for _, bad := range unwelcome {
 			if within(p.ImportPath, bad.prefix) {
@@ -182,6 +189,44 @@ func Device(pkgs []Package) []string {
 		}
 		if p.Module != nil && p.Module.Path+"/" != module && !slices.Contains(linked, p.Module.Path) {
 			faults = append(faults, fmt.Sprintf("the device binary links %s: its module is not on the list", p.ImportPath))
+		}
+	}
+	return faults
+}
+
+// budget holds the number of modules against the limits, and finds lines of
+// [linked] that nothing needs any more.
+func budget(pkgs []Package) []string {
+	modules := map[string]bool{} // by path; true if we import it ourselves
+	of := map[string]string{}    // by package
+	for _, p := range pkgs {
+		if p.Module != nil && p.Module.Path+"/" != module {
+			modules[p.Module.Path] = false
+			of[p.ImportPath] = p.Module.Path
+		}
+	}
+	direct := 0
+	for _, p := range pkgs {
+		if !strings.HasPrefix(p.ImportPath, module) {
+			continue
+		}
+		for _, imp := range p.Imports {
+			if m := of[imp]; m != "" && !modules[m] {
+				modules[m] = true
+				direct++
+			}
+		}
+	}
+	var faults []string
+	if direct > maxDirect {
+		faults = append(faults, fmt.Sprintf("the device binary imports %d modules, %d are allowed", direct, maxDirect))
+	}
+	if len(modules) > maxLinked {
+		faults = append(faults, fmt.Sprintf("the device binary links %d modules, %d are allowed", len(modules), maxLinked))
+	}
+	for _, m := range linked {
+		if _, found := modules[m]; !found {
+			faults = append(faults, m+" is on the list of linked modules, and is not linked")
 		}
 	}
 	return faults

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -28,6 +29,40 @@ func TestArrows(t *testing.T) {
 func TestDevice(t *testing.T) {
 	for _, fault := range Device(list(t, "-deps", "./"+device)) {
 		t.Error(fault)
+	}
+}
+
+// TestBudget holds that budget counts: what we import ourselves, and what comes
+// with it.
+func TestBudget(t *testing.T) {
+	outside := func(n int, imports ...string) Package {
+		path := fmt.Sprintf("example.com/m%d", n)
+		return Package{ImportPath: path + "/p", Imports: imports, Module: &struct{ Path string }{path}}
+	}
+	var pkgs []Package
+	ours := Package{ImportPath: module + device}
+	for n := range maxLinked + 1 {
+		pkgs = append(pkgs, outside(n, "example.com/m0/p"))
+		if n <= maxDirect {
+			ours.Imports = append(ours.Imports, pkgs[n].ImportPath, pkgs[n].ImportPath)
+		}
+	}
+	for _, c := range []struct {
+		direct, all int
+		want        []string
+	}{
+		{maxDirect, maxLinked, nil},
+		{maxDirect + 1, maxLinked, []string{"the device binary imports 9 modules, 8 are allowed"}},
+		{maxDirect, maxLinked + 1, []string{"the device binary links 16 modules, 15 are allowed"}},
+	} {
+		found := budget(append(pkgs[:c.all:c.all], Package{ImportPath: ours.ImportPath, Imports: ours.Imports[:2*c.direct]}))
+		found = slices.DeleteFunc(found, func(f string) bool { return strings.HasSuffix(f, "is not linked") })
+		if !slices.Equal(found, c.want) {
+			t.Errorf("%d direct of %d: got %q, want %q", c.direct, c.all, found, c.want)
+		}
+	}
+	if found := budget(pkgs[:1]); len(found) != len(linked) {
+		t.Errorf("of a binary that links nothing on the list: got %q, want a sentence for each of %d lines", found, len(linked))
 	}
 }
 
