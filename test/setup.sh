@@ -22,6 +22,10 @@ swtpm                           the TPM 2.0 of demo and tests, a real one in sof
 swtpm-tools                     manufactures it, with endorsement certificates
 tpm2-tools                      a second opinion on our keys (tpm2_load, tpm2_readpublic)
 libtss2-tcti-swtpm0             lets tpm2-tools talk to swtpm
+tpm2-openssl                    lets curl and mosquitto_pub use a key in the TPM, see docs/openssl.md
+tpm2-abrmd                      the resource manager that it needs in front of swtpm
+libtss2-tcti-tabrmd0            lets both of them talk to it
+dbus-daemon                     the bus on which they do; tests start their own
 mosquitto                       the MQTT broker that fleets use; tests start their own
 mosquitto-clients               mosquitto_pub and mosquitto_sub, peers in tests
 strongswan-pki                  an EST client that is not ours
@@ -93,9 +97,11 @@ install_packages() {
 
 	# And it starts the daemon at the next boot. That is the user's decision,
 	# not ours, if the daemon came with us.
-	case " $* " in
-	*' mosquitto '*) update-rc.d mosquitto disable ;;
-	esac
+	for daemon in mosquitto tpm2-abrmd; do
+		case " $* " in
+		*" $daemon "*) update-rc.d "$daemon" disable ;;
+		esac
+	done
 }
 
 check_go
@@ -113,9 +119,11 @@ echo "setup: installing ${#todo[@]} Debian package(s), without recommended ones:
 for p in "${todo[@]}"; do
 	grep -E "^$p " <<<"$packages"
 done
-case " ${todo[*]} " in
-*' mosquitto '*) echo "setup: mosquitto.service is neither started nor enabled (systemctl enable --now mosquitto does it)" ;;
-esac
+for daemon in mosquitto tpm2-abrmd; do
+	case " ${todo[*]} " in
+	*" $daemon "*) echo "setup: $daemon.service is neither started nor enabled (systemctl enable --now $daemon does it)" ;;
+	esac
+done
 as_root bash -c "$(declare -f install_packages); install_packages \"\$@\"" setup "${todo[@]}" ||
 	die "cannot install ${todo[*]}: see above; the names are those of Debian 12 (bookworm)"
 

@@ -137,6 +137,6 @@ func configCommand() *cobra.Command {
 		Example: "  birthmark config doc | less",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return config.Doc(cmd.OutOrStdout()) },
 	}
-	cmd.AddCommand(show, check, doc)
+	cmd.AddCommand(show, check, doc, configOpensslCommand())
 	return cmd
 }

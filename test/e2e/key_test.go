@@ -39,7 +39,10 @@ func TestKeyIsInTheTPM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyPEM := enrollOnce(t, bench, "dev-once", tpm)
+	keyPEM, err := os.ReadFile(enrollFiles(t, bench, "dev-once", tpm).key)
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	if err := tpm.Stop(); err != nil {
 		t.Fatal(err)
@@ -55,8 +58,8 @@ func TestKeyIsInTheTPM(t *testing.T) {
 	t.Run("key.pem of enroll", func(t *testing.T) { wantInTPM(t, env, keyPEM) })
 }
 
-// enrollOnce runs `birthmark enroll` for a new device and returns its key.pem.
-func enrollOnce(t *testing.T, bench *agenttest.Lab, id string, tpm *swtpm.TPM) []byte {
+// enrollFiles runs `birthmark enroll` for a new device.
+func enrollFiles(t *testing.T, bench *agenttest.Lab, id string, tpm *swtpm.TPM, more ...string) keyFiles {
 	t.Helper()
 	password, err := bench.NewPassword("owner", id)
 	if err != nil {
@@ -68,13 +71,9 @@ func enrollOnce(t *testing.T, bench *agenttest.Lab, id string, tpm *swtpm.TPM) [
 		t.Fatal(err)
 	}
 	out := filepath.Join(dir, "out")
-	must(t, nil, birthmark, "enroll", "--est-url", bench.OwnerURL(), "--anchors", filepath.Join(bench.Dir, "device", "owner-root.pem"),
-		"--username", id, "--password-file", file, "--subject", "CN="+id, "--tpm", tpm.Address(), "--out", out)
-	text, err := os.ReadFile(filepath.Join(out, "key.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return text
+	must(t, nil, birthmark, append([]string{"enroll", "--est-url", bench.OwnerURL(), "--anchors", filepath.Join(bench.Dir, "device", "owner-root.pem"),
+		"--username", id, "--password-file", file, "--subject", "CN=" + id, "--tpm", tpm.Address(), "--out", out}, more...)...)
+	return keyFiles{id, filepath.Join(out, "key.pem"), filepath.Join(out, "cert.pem")}
 }
 
 // wantInTPM fails the test unless the tools say that the key in a key file is one
