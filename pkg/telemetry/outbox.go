@@ -103,8 +103,9 @@ func openOutbox(dir string, lim Limits, d disk) (*Outbox, error) {
 }
 
 // Put adds a message. A durable one is on disk when Put returns without an error.
-// When Put fails, the message is not kept; the error of a full disk is that of the
-// system, so errors.Is(err, syscall.ENOSPC) holds. A message that is not durable
+// When Put fails, the message is not kept, though a power cut soon after may bring
+// it back; the error of a full disk is that of the system, so errors.Is(err,
+// syscall.ENOSPC) holds. A message that is not durable
 // may have to make room at any later time, or at once.
 func (o *Outbox) Put(m Message) error {
 	if err := o.put(m); err != nil {

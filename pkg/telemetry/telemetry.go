@@ -15,7 +15,7 @@
 // # What is promised
 //
 // A message leaves the outbox when the broker's PUBACK is here, never earlier: it
-// is delivered at least once. A durable message is on disk when [Outbox.Put]
+// is delivered at least once. (One with QoS 0 leaves when it is written.) A durable message is on disk when [Outbox.Put]
 // returns. Other messages are in memory while the device is online; they are
 // spilled to disk after 30 s without a broker and at Close. Memory and disk are
 // bounded, and when they are full the oldest message that is not durable goes
