@@ -47,7 +47,7 @@ demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itse
 
 .PHONY: test
 test: ## everything: setup, build, check, fuzzing for 3 s each, the real binaries
-	@FUZZTIME=3s VULNDB="$${VULNDB:-none}" test/run.sh setup build fips fmt vet lint race rooms sbom vuln fuzz e2e
+	@FUZZTIME=3s VULNDB="$${VULNDB:-none}" test/run.sh setup build fips fmt vet lint race rooms sbom vuln repro fuzz e2e
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms
@@ -65,6 +65,10 @@ sbom: build ## bin/birthmark.cdx.json: what is linked into both binaries, as Cyc
 .PHONY: vuln
 vuln: ## known vulnerabilities that the binaries can reach; VULNDB=FOLDER or TAR, see test/vuln
 	@mkdir -p out && go build -o out/vuln ./test/vuln && out/vuln ./cmd/agent ./cmd/lab
+
+.PHONY: repro
+repro: ## both binaries from two folders and two caches, byte for byte
+	@test/repro.sh
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME
@@ -90,8 +94,8 @@ lint:
 	@go tool staticcheck ./...
 race:
 	@go test -race $(LIBRARY)
-rooms: # go list runs outside of what the test cache sees
-	@go test -count=1 ./internal/rooms
+rooms: # and what documents say; go list runs outside of what the test cache sees
+	@go test -count=1 ./internal/rooms ./test/docs
 e2e:
 	@go test -count=1 -timeout 20m ./test/...
 racesoak:
