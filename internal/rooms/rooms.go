@@ -47,7 +47,7 @@ var graph = map[string][]string{
 	// The device.
 	"internal/config":  {"github.com/BurntSushi/toml"},
 	"internal/metrics": {},
-	"internal/agent": {"internal/config", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota", "pkg/lifecycle",
+	"internal/agent": {"internal/config", "internal/metrics", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota", "pkg/lifecycle",
 		"pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
 	"internal/agent/api": {"internal/metrics"},
 	"internal/agent/once": {"internal/agent", "internal/config", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot",
@@ -72,6 +72,7 @@ var graph = map[string][]string{
 	"internal/metrics/metricstest": {},
 	"internal/rooms":               {},
 	"test/e2e":                     {"internal/agent", "pkg/lifecycle", "pkg/store"},
+	"test/docs":                    {},
 	"test/sbom":                    {},
 	"test/vuln":                    {},
 }
