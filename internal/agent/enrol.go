@@ -115,7 +115,11 @@ func (a *Agent) ask(ctx context.Context, effect string, ca *enroll.Client, makeK
 	asking := a.store.Get().Asking
 	var wish csr.Attrs
 	if asking.CSR == nil {
-		if wish, err = a.wishes(ctx, ca); err != nil {
+		err = a.do(effectAttrs, func() (err error) {
+			wish, err = Wishes(ctx, ca)
+			return err
+		})
+		if err != nil {
 			return issued, err
 		}
 	}
@@ -141,19 +145,6 @@ func (a *Agent) ask(ctx context.Context, effect string, ca *enroll.Client, makeK
 		return err
 	})
 	return issued, a.answered(err)
-}
-
-// wishes asks the CA what it wants to see in a request (RFC 7030, 4.5).
-func (a *Agent) wishes(ctx context.Context, ca *enroll.Client) (wish csr.Attrs, err error) {
-	var der []byte
-	err = a.do(effectAttrs, func() (err error) {
-		der, err = ca.CSRAttrs(ctx)
-		return err
-	})
-	if err != nil || der == nil {
-		return wish, err
-	}
-	return csr.ParseAttrs(der)
 }
 
 // remember builds the request for key and saves both.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto"
 
 	"birthmark/internal/config"
@@ -33,6 +34,20 @@ func EST(s config.Server, conf enroll.Config) (*enroll.Client, error) {
 		}
 	}
 	return enroll.New(conf)
+}
+
+// Wishes asks a CA what it wants to see in a request (RFC 7030, 4.5). What cannot be
+// read is a fault of the answer.
+func Wishes(ctx context.Context, ca *enroll.Client) (csr.Attrs, error) {
+	der, err := ca.CSRAttrs(ctx)
+	if err != nil {
+		return csr.Attrs{}, err
+	}
+	wish, err := csr.ParseAttrs(der)
+	if err != nil {
+		return csr.Attrs{}, &enroll.AnswerError{Reason: err.Error()}
+	}
+	return wish, nil
 }
 
 // Request is the request der of key's, as it was saved. Where the CA wished for a

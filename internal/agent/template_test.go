@@ -5,6 +5,7 @@ import (
 	"crypto/elliptic"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"strings"
 	"testing"
 
 	"birthmark/internal/agent/agenttest"
@@ -51,4 +52,19 @@ func TestAnOwnersTemplateIsFilled(t *testing.T) {
 	if key, ok := chain[0].PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P384() {
 		t.Errorf("the key is %T, want one on P-384", chain[0].PublicKey)
 	}
+}
+
+// TestWishesThatCannotBeReadAreAFaultOfTheAnswer: the CA's operator has to mend them,
+// so the device says so, and asks again slowly.
+func TestWishesThatCannotBeReadAreAFaultOfTheAnswer(t *testing.T) {
+	bench := agenttest.StartLab(t, func(o *lab.Options) {
+		o.EST = func(_ string, conf *est.Config) { conf.CSRAttrs = []byte{0x30, 0x03, 0x02, 0x01, 0x00} }
+	})
+	p := newPatient(t, bench, "dev-puzzled")
+	p.start()
+	e := p.log.await(t, "step failed, will be tried again")
+	if said, want := e["err"].(string), "the answer cannot be used: cannot read CSR attributes"; !strings.HasPrefix(said, want) {
+		t.Errorf("it said %q, want %q", said, want)
+	}
+	p.stop()
 }

@@ -288,13 +288,9 @@ func (j *job) request(ctx context.Context) (*pending, error) {
 	if err != nil {
 		return nil, err
 	}
-	var wish csr.Attrs
-	if der, err := j.ca.CSRAttrs(ctx); err != nil {
+	wish, err := agent.Wishes(ctx, j.ca)
+	if err != nil {
 		return nil, err
-	} else if der != nil {
-		if wish, err = csr.ParseAttrs(der); err != nil {
-			return nil, err
-		}
 	}
 	req, err := j.subject(root)
 	if err != nil {

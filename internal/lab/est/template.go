@@ -42,17 +42,18 @@ func (t Template) CSRAttrs() ([]byte, error) {
 		Value string `asn1:"optional,utf8"`
 	}
 	type relativeSET []name
+	type keyInfo struct{ Algorithm pkix.AlgorithmIdentifier } // and no key
 	var info struct {
 		Version    int
-		Subject    []relativeSET            `asn1:"omitempty"`
-		Key        pkix.AlgorithmIdentifier `asn1:"optional,tag:0"`
-		Attributes []attribute              `asn1:"set,tag:1"`
+		Subject    []relativeSET `asn1:"omitempty"`
+		Key        keyInfo       `asn1:"optional,tag:0"`
+		Attributes []attribute   `asn1:"set,tag:1"`
 	}
 	for _, n := range t.Subject {
 		info.Subject = append(info.Subject, relativeSET{name(n)})
 	}
 	if t.Key != nil {
-		info.Key = *t.Key
+		info.Key.Algorithm = *t.Key
 	}
 	if t.Challenge {
 		info.Attributes = append(info.Attributes, attribute{oidChallenge, []any{}})
