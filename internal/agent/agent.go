@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"birthmark/internal/config"
@@ -46,7 +47,10 @@ type Agent struct {
 	clock  *clock.Clock
 	log    *slog.Logger
 
-	root rot.Root // open while Run runs
+	root rot.Root // open while Run runs; the loop's own
+	live live
+
+	telling sync.Mutex // held while room for a local message is sought and taken
 
 	// open reaches the root of trust; tests put another one there.
 	open func(ctx context.Context, known rot.Identity) (rot.Root, error)
@@ -67,7 +71,9 @@ func New(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, store: st, log: log, cut: func(string) {}}
+	a := &Agent{cfg: cfg, store: st, cut: func(string) {}}
+	a.live.started = time.Now()
+	a.log = slog.New(recorder{Handler: log.Handler(), kept: &a.live.kept})
 	if a.audit, err = audit.Open(cfg.Device.State); err != nil {
 		st.Close()
 		return nil, err
@@ -80,7 +86,7 @@ func New(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 	}
 	a.clock = clock.Since(st.Get().Floor)
 	a.open = func(ctx context.Context, known rot.Identity) (rot.Root, error) {
-		return tpm.Open(ctx, tpm.Config{Address: cfg.TPM.Address, Known: known, Log: log})
+		return tpm.Open(ctx, tpm.Config{Address: cfg.TPM.Address, Known: known, Log: a.log})
 	}
 	return a, nil
 }
@@ -100,8 +106,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer func() {
 		if a.root != nil {
 			a.root.Close()
+			a.live.opened(nil, context.Cause(ctx))
 		}
 	}()
+	if path := a.cfg.Metrics.Textfile; path != "" {
+		ctx, cancel := context.WithCancel(ctx)
+		var writing sync.WaitGroup
+		writing.Go(func() { a.keepTextfile(ctx, path) })
+		defer writing.Wait()
+		defer cancel()
+	}
 	steps := map[lifecycle.State]func(context.Context) error{
 		lifecycle.Blank:       a.birth,
 		lifecycle.Born:        a.own,
@@ -114,6 +128,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if !ok {
 			return &StopError{fmt.Errorf("state %q is not known to this version of the agent", state)}
 		}
+		a.live.working()
 		err := a.withRoot(ctx, step)
 		var stop *StopError
 		switch {
@@ -127,6 +142,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		default:
 			delay := backoff(err, attempt)
 			attempt++
+			a.live.failed(state, err, attempt, delay)
 			a.log.Warn("step failed, will be tried again", "state", state.String(), "err", err,
 				"next", Hint(err), "in", delay.Round(time.Second/10), "attempt", attempt)
 			if !Pause(ctx, delay) {
@@ -140,7 +156,9 @@ func (a *Agent) Run(ctx context.Context) error {
 // does not answer, so that the next try opens it anew.
 func (a *Agent) withRoot(ctx context.Context, step func(context.Context) error) error {
 	if a.root == nil {
-		if err := a.openRoot(ctx); err != nil {
+		err := a.openRoot(ctx)
+		a.live.opened(a.root, err)
+		if err != nil {
 			return err
 		}
 	}
@@ -148,6 +166,7 @@ func (a *Agent) withRoot(ctx context.Context, step func(context.Context) error) 
 	if errors.Is(err, rot.ErrUnavailable) {
 		a.root.Close()
 		a.root = nil
+		a.live.opened(nil, err)
 	}
 	return err
 }

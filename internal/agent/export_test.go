@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"log/slog"
 	"strings"
 
 	"birthmark/pkg/rot"
@@ -30,3 +31,15 @@ func (a *Agent) FailOpen(n int, err error) {
 
 // Die lets go of what a dead process does not hold either, and saves nothing.
 func (a *Agent) Die() { a.store.Close() }
+
+// KeepTextfile is what Run does with the setting metrics.textfile.
+func (a *Agent) KeepTextfile(ctx context.Context, path string) { a.keepTextfile(ctx, path) }
+
+// GuestNames and GuestBytes are the room that local programs have.
+const (
+	GuestNames = guestNames
+	GuestBytes = guestBytes
+)
+
+// Log is the agent's own.
+func (a *Agent) Log() *slog.Logger { return a.log }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"time"
 
 	"birthmark/pkg/clock"
@@ -63,44 +64,55 @@ func Pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Hint is what a person can do about err; empty when there is nothing to say.
-func Hint(err error) string {
-	var pending *enroll.PendingError
-	var refused *enroll.RefusedError
-	var untrusted *enroll.UntrustedError
-	var answer *enroll.AnswerError
-	var unavailable *enroll.UnavailableError
-	var unverified *clock.VerifyError // the broker's
-	var network net.Error
-	switch {
-	case errors.Is(err, rot.ErrReplaced):
-		return "this state belongs to another device: put the disk back, or start this device with an empty state folder"
-	case errors.Is(err, rot.ErrCleared):
-		return "the TPM's owner was cleared, and the everyday key with it: remove the state folder to enrol again; the IDevID is still there"
-	case errors.Is(err, rot.ErrLockout):
-		return "wait for the TPM to recover, or reset its lockout; nothing on disk was changed"
-	case errors.Is(err, rot.ErrBusy):
-		return "use /dev/tpmrm0, which several programs can share, not /dev/tpm0"
-	case errors.Is(err, rot.ErrUnavailable):
-		return "is the TPM enabled in the firmware, is tpm.address right, is this user in group tss?"
-	case errors.Is(err, rot.ErrNotOurs):
-		return "the key file was made by another TPM, or the TPM was cleared"
-	case errors.Is(err, store.ErrLocked):
-		return "another agent runs on this state folder: stop it first"
-	case errors.Is(err, store.ErrFull):
-		return "make room on the disk; nothing was lost"
-	case errors.Is(err, telemetry.ErrRefused):
-		return "the broker knows this certificate or client id not, or no longer: look at its log"
-	case errors.As(err, &pending):
-		return "somebody has to approve the request at the CA"
-	case errors.As(err, &untrusted), errors.As(err, &unverified):
-		return "compare the server's root certificate with the configured anchors, and the clock with the real time"
-	case errors.As(err, &refused):
-		return "ask the CA's operator; a one-time password can be used by one key only"
-	case errors.As(err, &answer):
-		return "the CA's answer breaks the rules and was not used: ask its operator"
-	case errors.As(err, &unavailable), errors.As(err, &network), errors.Is(err, io.EOF):
-		return "is the server running, the address right, the network up?"
-	}
-	return ""
+// A trouble is a class of errors of a step: its kind, by which they are counted, and
+// what a person can do about one.
+type trouble struct {
+	kind string
+	is   func(error) bool
+	hint string
 }
+
+// troubles, of which the first that fits an error counts.
+var troubles = []trouble{
+	{"tpm", is(rot.ErrReplaced), "this state belongs to another device: put the disk back, or start this device with an empty state folder"},
+	{"tpm", is(rot.ErrCleared), "the TPM's owner was cleared, and the everyday key with it: remove the state folder to enrol again; the IDevID is still there"},
+	{"tpm", is(rot.ErrLockout), "wait for the TPM to recover, or reset its lockout; nothing on disk was changed"},
+	{"tpm", is(rot.ErrBusy), "use /dev/tpmrm0, which several programs can share, not /dev/tpm0"},
+	{"tpm", is(rot.ErrUnavailable), "is the TPM enabled in the firmware, is tpm.address right, is this user in group tss?"},
+	{"tpm", is(rot.ErrNotOurs), "the key file was made by another TPM, or the TPM was cleared"},
+	{"disk", is(store.ErrLocked), "another agent runs on this state folder: stop it first"},
+	{"disk", is(store.ErrFull), "make room on the disk; nothing was lost"},
+	{"broker", is(telemetry.ErrRefused), "the broker knows this certificate or client id not, or no longer: look at its log"},
+	{"pending", as[*enroll.PendingError], "somebody has to approve the request at the CA"},
+	{"untrusted", as[*enroll.UntrustedError], untrustedHint},
+	{"untrusted", as[*clock.VerifyError], untrustedHint}, // the broker's
+	{"refused", as[*enroll.RefusedError], "ask the CA's operator; a one-time password can be used by one key only"},
+	{"answer", as[*enroll.AnswerError], "the CA's answer breaks the rules and was not used: ask its operator"},
+	{"network", as[*enroll.UnavailableError], networkHint},
+	{"network", as[net.Error], networkHint},
+	{"network", is(io.EOF), networkHint},
+	{otherKind, func(error) bool { return true }, ""},
+}
+
+const (
+	untrustedHint = "compare the server's root certificate with the configured anchors, and the clock with the real time"
+	networkHint   = "is the server running, the address right, the network up?"
+	otherKind     = "other"
+)
+
+func is(target error) func(error) bool {
+	return func(err error) bool { return errors.Is(err, target) }
+}
+
+func as[T error](err error) bool {
+	var target T
+	return errors.As(err, &target)
+}
+
+// troubleOf is the class of err.
+func troubleOf(err error) trouble {
+	return troubles[slices.IndexFunc(troubles, func(t trouble) bool { return t.is(err) })]
+}
+
+// Hint is what a person can do about err; empty when there is nothing to say.
+func Hint(err error) string { return troubleOf(err).hint }

@@ -76,6 +76,7 @@ func (a *Agent) link(ctx context.Context) (*telemetry.Link, rot.Key, error) {
 		Brokers: a.cfg.Broker.URLs,
 		ID:      d.ID,
 		TLS: func(server string) (*tls.Config, error) {
+			a.live.connecting()
 			conf := a.clock.TLS(anchors, server)
 			conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 			return conf, nil
@@ -85,6 +86,8 @@ func (a *Agent) link(ctx context.Context) (*telemetry.Link, rot.Key, error) {
 		KeepAlive: time.Duration(a.cfg.Broker.KeepAlive),
 		Window:    time.Duration(a.cfg.Broker.ReconnectWindow),
 		Log:       a.log,
+
+		OnConnected: a.live.connected,
 	}, key, nil
 }
 
@@ -131,6 +134,9 @@ func (a *Agent) sample(ctx context.Context, sampler *telemetry.Sampler) {
 	}
 }
 
+// readingTopic is where the agent's readings go.
+const readingTopic = "tele/system"
+
 // report puts one reading into the outbox. It asks the TPM nothing. A reading
 // that cannot be kept is said; the next one may fit.
 func (a *Agent) report(sampler *telemetry.Sampler) {
@@ -150,7 +156,7 @@ func (a *Agent) report(sampler *telemetry.Sampler) {
 	}
 	payload, err := json.Marshal(reading)
 	if err == nil {
-		err = a.put(telemetry.Message{Topic: "tele/system", QoS: 1, Payload: payload})
+		err = a.put(telemetry.Message{Topic: readingTopic, QoS: 1, Payload: payload})
 	}
 	if err != nil {
 		a.log.Error("cannot keep a telemetry message", "err", err)

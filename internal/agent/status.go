@@ -2,23 +2,22 @@ package agent
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
-	"text/tabwriter"
+	"maps"
 	"time"
 
 	"birthmark/internal/config"
 	"birthmark/pkg/clock"
-	"birthmark/pkg/lifecycle"
 	"birthmark/pkg/rot"
 	"birthmark/pkg/store"
+	"birthmark/pkg/telemetry"
 )
 
 // Version is the version of the agent; the build sets it.
 var Version = "dev"
 
-// A Status is what the state folder says of a device.
+// A Status says where a device stands: what its state folder says and, from an agent
+// that runs, how it is going.
 type Status struct {
 	State     string         `json:"state"`
 	Running   bool           `json:"running"` // an agent holds the folder
@@ -29,6 +28,43 @@ type Status struct {
 	Assurance rot.Assurance  `json:"assurance,omitempty"`
 	Asking    *AskingSummary `json:"asking,omitempty"`
 	Folder    string         `json:"folder"`
+	Live      *Live          `json:"live,omitempty"` // from the running agent only
+}
+
+// A Live is what only a running agent knows.
+type Live struct {
+	Version  string            `json:"version"`
+	Started  time.Time         `json:"started"`
+	Clock    ClockStatus       `json:"clock"`
+	TPM      TPMStatus         `json:"tpm"`
+	Broker   BrokerStatus      `json:"broker"`
+	Outbox   telemetry.Stats   `json:"outbox"`
+	Retry    *Retry            `json:"retry,omitempty"`    // the step that failed and waits
+	Failures map[string]uint64 `json:"failures,omitempty"` // of steps, by the kind of their cause
+	Troubles []Trouble         `json:"troubles,omitempty"` // the last ones, oldest first
+}
+
+// A ClockStatus says what the agent makes of the time.
+type ClockStatus struct {
+	Now     time.Time `json:"now"`
+	Trusted bool      `json:"trusted"` // the kernel says that it is synchronised
+	Floor   time.Time `json:"floor"`   // certainly past
+}
+
+// A TPMStatus says what the agent had to do with the TPM.
+type TPMStatus struct {
+	Open     bool    `json:"open"`
+	Error    string  `json:"error,omitempty"` // why not
+	Commands uint64  `json:"commands"`
+	LastMS   float64 `json:"last_ms"` // how long the last command took
+}
+
+// A BrokerStatus says how the connection is.
+type BrokerStatus struct {
+	Up       bool      `json:"up"`
+	Since    time.Time `json:"since,omitzero"` // of the session that is up
+	Sessions uint64    `json:"sessions"`
+	Attempts uint64    `json:"attempts"` // to get one
 }
 
 // A Certificate is one certificate in brief.
@@ -50,19 +86,58 @@ type AskingSummary struct {
 // ReadStatus reads the state folder dir, whether an agent runs on it or not. It
 // changes nothing and asks the TPM nothing.
 func ReadStatus(dir string) (Status, error) {
-	s := Status{State: lifecycle.Blank.String(), Folder: dir}
 	d, running, err := store.Read[Device](dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Status{Folder: dir}, err
 	}
-	if err != nil {
-		return s, err
+	s, err := statusOf(d, clock.Since(d.Floor))
+	s.Folder, s.Running = dir, running
+	return s, err
+}
+
+// Status is that of the running agent. It asks the TPM nothing.
+func (a *Agent) Status() Status {
+	// A state that cannot be read as far as its certificates go is said as far as it
+	// goes: that an agent runs on it is known here.
+	s, _ := statusOf(a.store.Get(), a.clock)
+	s.Folder, s.Running = a.cfg.Device.State, true
+	l := &a.live
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.Live = &Live{
+		Version:  Version,
+		Started:  l.started,
+		Clock:    ClockStatus{a.clock.Now(), a.clock.Trusted(), a.clock.Floor()},
+		TPM:      TPMStatus{Open: l.root != nil, Commands: l.commands},
+		Broker:   BrokerStatus{Up: a.outbox.Online(), Sessions: l.sessions, Attempts: l.attempts},
+		Outbox:   a.outbox.Stats(),
+		Failures: maps.Clone(l.failures),
+		Troubles: l.kept.all(),
 	}
-	s.State, s.Running, s.ID, s.Assurance = d.State.String(), running, d.ID, d.Owner.Assurance
+	if l.root != nil {
+		n := stats(l.root)
+		s.Live.TPM.Commands += n.Commands
+		s.Live.TPM.LastMS = float64(n.Last.Microseconds()) / 1000
+	} else if l.rootErr != nil {
+		s.Live.TPM.Error = printable(l.rootErr.Error())
+	}
+	if s.Live.Broker.Up {
+		s.Live.Broker.Since = l.session
+	}
+	if l.retry != nil {
+		retry := *l.retry
+		s.Live.Retry = &retry
+	}
+	return s
+}
+
+// statusOf is what a state says by itself.
+func statusOf(d Device, c *clock.Clock) (s Status, err error) {
+	s.State, s.ID, s.Assurance = d.State.String(), d.ID, d.Owner.Assurance
 	if d.Root.Kind != "" {
 		s.Root = &d.Root
 	}
-	now := clock.Since(d.Floor).Now()
+	now := c.Now()
 	if s.Birth, err = summary(d.Birth.Chain, now); err != nil {
 		return s, err
 	}
@@ -88,39 +163,4 @@ func summary(chain string, now time.Time) (*Certificate, error) {
 		Subject: c.Subject.String(), Serial: Serial(c), Issuer: c.Issuer.String(),
 		NotAfter: c.NotAfter, DaysLeft: int(c.NotAfter.Sub(now).Hours() / 24),
 	}, nil
-}
-
-// Print writes s for people.
-func (s Status) Print(w io.Writer) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	line := func(key, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", key, fmt.Sprintf(format, args...)) }
-	running := "no agent running"
-	if s.Running {
-		running = "agent running"
-	}
-	line("state", "%s (%s)", s.State, running)
-	line("folder", "%s", s.Folder)
-	if s.ID != "" {
-		line("id", "%s", s.ID)
-	}
-	if s.Root != nil {
-		line("root of trust", "%s %s", s.Root.Kind, s.Root.Vendor)
-		line("EK", "sha256 %s", s.Root.EK)
-	}
-	for _, c := range []struct {
-		name string
-		cert *Certificate
-	}{{"IDevID", s.Birth}, {"LDevID", s.Owner}} {
-		if c.cert != nil {
-			line(c.name, "%s, serial %s", c.cert.Subject, c.cert.Serial)
-			line("", "by %s, until %s (%d days)", c.cert.Issuer, c.cert.NotAfter.Format(time.DateOnly), c.cert.DaysLeft)
-		}
-	}
-	if s.Assurance != "" {
-		line("assurance", "%s", s.Assurance)
-	}
-	if s.Asking != nil {
-		line("asking", "since %s, %d answers so far", s.Asking.Since.Format(time.RFC3339), s.Asking.Tries)
-	}
-	return t.Flush()
 }

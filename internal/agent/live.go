@@ -1,0 +1,91 @@
+package agent
+
+import (
+	"sync"
+	"time"
+
+	"birthmark/pkg/lifecycle"
+	"birthmark/pkg/rot"
+)
+
+// A live is what an agent knows of itself while it runs, and forgets at its end. The
+// loop writes it; doors and metrics read it at any time.
+type live struct {
+	started time.Time
+	kept    kept
+
+	mu       sync.Mutex // guards all below
+	root     rot.Root   // nil while it is not open
+	rootErr  error      // why
+	commands uint64     // of the roots before
+	failures map[string]uint64
+	retry    *Retry // nil while a step is at work
+
+	attempts, sessions uint64 // with the broker
+	session            time.Time
+}
+
+// A Retry is a step that failed and waits.
+type Retry struct {
+	State   string    `json:"state"`
+	Kind    string    `json:"kind"`
+	Error   string    `json:"error"`
+	Hint    string    `json:"hint,omitempty"`
+	Attempt int       `json:"attempt"`
+	At      time.Time `json:"at"` // when it is tried again
+}
+
+// opened notes the root of trust, or why there is none.
+func (l *live) opened(root rot.Root, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.root != nil {
+		l.commands += stats(l.root).Commands
+	}
+	l.root, l.rootErr = root, err
+}
+
+// stats are the numbers of a root that counts.
+func stats(root rot.Root) rot.Stats {
+	if m, ok := root.(rot.Meter); ok {
+		return m.Stats()
+	}
+	return rot.Stats{}
+}
+
+// failed notes that the step of a state failed.
+func (l *live) failed(state lifecycle.State, err error, attempt int, delay time.Duration) {
+	t := troubleOf(err)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.failures == nil {
+		l.failures = map[string]uint64{}
+	}
+	l.failures[t.kind]++
+	l.retry = &Retry{
+		State: state.String(), Kind: t.kind, Error: printable(err.Error()), Hint: t.hint,
+		Attempt: attempt, At: time.Now().Add(delay),
+	}
+}
+
+// working notes that a step is at work.
+func (l *live) working() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.retry = nil
+}
+
+// connecting notes an attempt to get a session with the broker.
+func (l *live) connecting() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.attempts++
+}
+
+// connected notes the session that came of it.
+func (l *live) connected() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sessions++
+	l.session = time.Now()
+}
