@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"fmt"
 	"sync"
 	"time"
 
@@ -45,6 +46,19 @@ func (l *live) opened(root rot.Root, err error) {
 	l.root, l.rootErr = root, err
 }
 
+// Root is the root of trust while the agent runs and has it open, or why it has not.
+func (a *Agent) Root() (rot.Root, error) {
+	a.live.mu.Lock()
+	defer a.live.mu.Unlock()
+	switch {
+	case a.live.root != nil:
+		return a.live.root, nil
+	case a.live.rootErr != nil:
+		return nil, a.live.rootErr
+	}
+	return nil, fmt.Errorf("%w: it was not opened yet", rot.ErrUnavailable)
+}
+
 // stats are the numbers of a root that counts.
 func stats(root rot.Root) rot.Stats {
 	if m, ok := root.(rot.Meter); ok {
@@ -63,7 +77,7 @@ func (l *live) failed(state lifecycle.State, err error, attempt int, delay time.
 	}
 	l.failures[t.kind]++
 	l.retry = &Retry{
-		State: state.String(), Kind: t.kind, Error: printable(err.Error()), Hint: t.hint,
+		State: state.String(), Kind: t.kind, Error: Printable(err.Error()), Hint: t.hint,
 		Attempt: attempt, At: time.Now().Add(delay),
 	}
 }

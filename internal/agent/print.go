@@ -15,7 +15,7 @@ import (
 func (s Status) Print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	line := func(key, format string, args ...any) {
-		fmt.Fprintf(t, "%s\t%s\n", key, printable(fmt.Sprintf(format, args...)))
+		fmt.Fprintf(t, "%s\t%s\n", key, Printable(fmt.Sprintf(format, args...)))
 	}
 	running := "no agent running"
 	if s.Running {

@@ -47,7 +47,7 @@ func (r recorder) Handle(ctx context.Context, rec slog.Record) error {
 		details := map[string]string{}
 		note := func(a slog.Attr) bool {
 			if v := a.Value.Resolve().String(); v != "" {
-				details[a.Key] = printable(v)
+				details[a.Key] = Printable(v)
 			}
 			return true
 		}
@@ -63,8 +63,9 @@ func (r recorder) Handle(ctx context.Context, rec slog.Record) error {
 	return r.Handler.Handle(ctx, rec)
 }
 
-// printable is text on one line, cut if it is long.
-func printable(text string) string {
+// Printable is text on one line, without anything that a terminal would obey, and cut
+// if it is long.
+func Printable(text string) string {
 	var line []rune
 	for _, c := range text {
 		if !unicode.IsPrint(c) {

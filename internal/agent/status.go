@@ -119,7 +119,7 @@ func (a *Agent) Status() Status {
 		s.Live.TPM.Commands += n.Commands
 		s.Live.TPM.LastMS = float64(n.Last.Microseconds()) / 1000
 	} else if l.rootErr != nil {
-		s.Live.TPM.Error = printable(l.rootErr.Error())
+		s.Live.TPM.Error = Printable(l.rootErr.Error())
 	}
 	if s.Live.Broker.Up {
 		s.Live.Broker.Since = l.session
