@@ -32,6 +32,8 @@ type fakeBroker struct {
 	stuck   chan struct{}                     // until it is closed, nothing more is read
 	hello   []byte                            // written after SUBACK
 	wrap    func(net.Conn) net.Conn           // around the device's end of the pipe
+	cert    *tls.Certificate                  // what it shows; nil is serverCert
+	kick    bool                              // a client's older connection is closed when it comes again
 
 	dials    []time.Time
 	addrs    []string
@@ -39,7 +41,9 @@ type fakeBroker struct {
 	log      []string                 // packets as they came, by name and topic
 	heard    []*packets.PublishPacket // published by devices, wills included
 	conns    []net.Conn
-	unacked  int // PUBACKs from the device
+	shown    []*x509.Certificate // by devices, nil if none
+	clients  map[string]net.Conn // by client id, the newest
+	unacked  int                 // PUBACKs from the device
 }
 
 // dial is a Link's Dial.
@@ -53,14 +57,18 @@ func (b *fakeBroker) dial(_ context.Context, _, addr string) (net.Conn, error) {
 	}
 	device, mine := net.Pipe()
 	b.conns = append(b.conns, mine)
-	go b.serve(tls.Server(mine, &tls.Config{Certificates: []tls.Certificate{serverCert}}))
+	cert := serverCert
+	if b.cert != nil {
+		cert = *b.cert
+	}
+	go b.serve(tls.Server(mine, &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequestClientCert}))
 	if b.wrap != nil {
 		return b.wrap(device), nil
 	}
 	return device, nil
 }
 
-func (b *fakeBroker) serve(c net.Conn) {
+func (b *fakeBroker) serve(c *tls.Conn) {
 	answers := make(chan []byte, 64)
 	go write(c, answers)
 	defer close(answers)
@@ -69,6 +77,9 @@ func (b *fakeBroker) serve(c net.Conn) {
 		p, err := packets.ReadPacket(c)
 		if err != nil {
 			break
+		}
+		if connect, ok := p.(*packets.ConnectPacket); ok {
+			b.meet(c, connect.ClientIdentifier)
 		}
 		answer, w, stuck := b.take(p)
 		if stuck != nil {
@@ -89,6 +100,24 @@ func (b *fakeBroker) serve(c net.Conn) {
 		b.heard = append(b.heard, will)
 		b.mu.Unlock()
 	}
+}
+
+// meet notes who comes, and hangs up on an older connection of the same name.
+func (b *fakeBroker) meet(c *tls.Conn, id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var leaf *x509.Certificate
+	if chain := c.ConnectionState().PeerCertificates; len(chain) > 0 {
+		leaf = chain[0]
+	}
+	b.shown = append(b.shown, leaf)
+	if older := b.clients[id]; older != nil && b.kick {
+		older.Close()
+	}
+	if b.clients == nil {
+		b.clients = map[string]net.Conn{}
+	}
+	b.clients[id] = c
 }
 
 // write writes answers while others are still being thought of: a broker that did

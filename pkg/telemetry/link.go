@@ -30,8 +30,8 @@ type Link struct {
 	// ID is the device's id: the client id, a level of its topics and its
 	// certificate's common name.
 	ID string
-	// TLS is asked before every connection for what to show and whom to trust;
-	// server is the name in the broker's address.
+	// TLS is asked before every connection for what to show and whom to trust, so
+	// what it says may change; server is the name in the broker's address.
 	TLS func(server string) (*tls.Config, error)
 	// Outbox holds what is sent, and gives every session its number.
 	Outbox *Outbox
@@ -55,6 +55,7 @@ type Link struct {
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	commands atomic.Uint64
+	leave    atomic.Pointer[context.CancelFunc] // of Run's newest connection
 }
 
 // Commands is how many commands came in. None was obeyed: this version knows no
@@ -95,12 +96,16 @@ func (l *Link) Run(ctx context.Context) error {
 	if again.window <= 0 {
 		again.window = defaultWindow
 	}
-	for turn := 0; ; turn++ {
+	for turn := 0; ; {
 		broker := brokers[turn%len(brokers)]
 		up, err := l.session(ctx, broker)
 		if ctx.Err() != nil {
 			return nil
 		}
+		if errors.Is(err, errPlanned) {
+			continue
+		}
+		turn++
 		var pause time.Duration
 		if up > 0 {
 			pause = again.lost(up)
@@ -115,9 +120,31 @@ func (l *Link) Run(ctx context.Context) error {
 	}
 }
 
+// errPlanned is the end of a connection that Reconnect asked for.
+var errPlanned = errors.New("left to connect again")
+
+// Reconnect lets Run leave its session in good order and open it again at once, with
+// what TLS says then: after a renewal, say. The broker keeps the session, and what it
+// has not acknowledged is sent again. A connection that is being made is given up
+// for one with the news; with none, the next one has them anyway. Reconnect does not
+// wait.
+func (l *Link) Reconnect() {
+	if leave := l.leave.Load(); leave != nil {
+		(*leave)()
+	}
+}
+
 // session serves one session to its end and says how long it was up; 0 if it
 // never was.
 func (l *Link) session(ctx context.Context, broker *url.URL) (up time.Duration, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.leave.Store(&cancel) // before TLS is asked, or news could be missed
+	defer func() {
+		if ctx.Err() != nil {
+			err = errPlanned // Run knows whether it was its own end
+		}
+	}()
 	s, err := l.open(ctx, broker)
 	if err != nil {
 		return 0, err
