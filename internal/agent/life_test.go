@@ -62,8 +62,9 @@ type life struct {
 	cutAt int    // which effect loses its power
 	cutOn string // or by its name, once
 
-	n     int    // effects so far
-	where string // what was cut; "" when life was over before
+	n     int      // effects so far
+	seen  []string // their names
+	where string   // what was cut; "" when life was over before
 	tpm   *swtpm.TPM
 	cfg   *config.Config
 }
@@ -132,6 +133,7 @@ func (w *life) boot(inService <-chan struct{}) (done bool) {
 }
 
 func (w *life) effect(name string) {
+	w.seen = append(w.seen, name)
 	if w.n++; w.n-1 == w.cutAt || w.where == "" && name == w.cutOn {
 		w.where = name
 		panic(cutPower(name))

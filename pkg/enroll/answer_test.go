@@ -46,9 +46,6 @@ var forOurKey = issuing.device(deviceKey)
 // accepted is so because of a server that does it.
 func TestAnswers(t *testing.T) {
 	good := base64Of(certsOnly(raw(forOurKey)...))
-	armour := func(kind string, der []byte) string {
-		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-	}
 	head := "HTTP/1.1 200 OK\r\nContent-Type: application/pkcs7-mime\r\n"
 	for _, tc := range []struct {
 		name   string
@@ -85,10 +82,10 @@ func TestAnswers(t *testing.T) {
 		{"nothing at all", respond(200, rightType, ""), "answer", "certs-only"},
 
 		// The message (RFC 5652, 5.1).
-		{"PEM of a PKCS7", respond(200, rightType, armour("PKCS7", certsOnly(raw(forOurKey)...))), "no error", ""},
-		{"PEM of a certificate", respond(200, rightType, armour("CERTIFICATE", forOurKey.Raw)), "answer", "CERTIFICATE"},
-		{"PEM of a private key", respond(200, rightType, armour("PRIVATE KEY", forOurKey.Raw)), "answer", "PRIVATE KEY"},
-		{"PEM with text after it", respond(200, rightType, armour("PKCS7", certsOnly(raw(forOurKey)...))+"x"), "answer", "after the end"},
+		{"PEM of a PKCS7", respond(200, rightType, armoured("PKCS7", certsOnly(raw(forOurKey)...))), "no error", ""},
+		{"PEM of a certificate", respond(200, rightType, armoured("CERTIFICATE", forOurKey.Raw)), "answer", "CERTIFICATE"},
+		{"PEM of a private key", respond(200, rightType, armoured("PRIVATE KEY", forOurKey.Raw)), "answer", "PRIVATE KEY"},
+		{"PEM with text after it", respond(200, rightType, armoured("PKCS7", certsOnly(raw(forOurKey)...))+"x"), "answer", "after the end"},
 		{"PEM that breaks off", respond(200, rightType, "-----BEGIN PKCS7-----\nMIA"), "answer", "PEM"},
 		{"a certificate without a message around it", respond(200, rightType, base64Of(forOurKey.Raw)), "answer", "certs-only"},
 		{"a message without certificates", respond(200, rightType, base64Of(certsOnly())), "answer", "no certificates"},
@@ -161,6 +158,10 @@ func TestAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+func armoured(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
 func wrapped(text, end string) string {

@@ -117,7 +117,7 @@ func (c *Client) newPeer(conf *tls.Config, anchors []*x509.Certificate) *peer {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	p := &peer{anchors: anchors, transport: &http.Transport{
-		Proxy:                  proxy,
+		Proxy:                  c.proxy,
 		TLSClientConfig:        conf,
 		Protocols:              &protocols,
 		DisableCompression:     true,
@@ -136,8 +136,11 @@ func (c *Client) newPeer(conf *tls.Config, anchors []*x509.Certificate) *peer {
 	return p
 }
 
-// proxy is the proxy of the environment.
-func proxy(req *http.Request) (*url.URL, error) { return usable(http.ProxyFromEnvironment(req)) }
+// proxy is the proxy of the environment for our one server. Requests go nowhere else,
+// and net/http forgets the port of one that has a connection of its own.
+func (c *Client) proxy(*http.Request) (*url.URL, error) {
+	return usable(http.ProxyFromEnvironment(&http.Request{URL: c.origin}))
+}
 
 // usable refuses a proxy that is itself reached over TLS: it would be verified as if
 // it were the EST server.

@@ -33,10 +33,11 @@ func TestMain(m *testing.M) {
 	var err error
 	theProxy.Listener, err = net.Listen("tcp", "127.0.0.1:0")
 	must(err)
-	for _, name := range []string{"HTTP_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "NO_PROXY", "no_proxy"} {
+	for _, name := range []string{"HTTP_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "no_proxy"} {
 		must(os.Unsetenv(name))
 	}
 	must(os.Setenv("HTTPS_PROXY", "http://user:pass@"+theProxy.Addr().String()))
+	must(os.Setenv("NO_PROXY", "direct.test,port.test:8443,192.0.2.0/24"))
 	go theProxy.serve()
 	code := m.Run()
 	theProxy.Close()
