@@ -118,6 +118,7 @@ func (c *Client) newPeer(conf *tls.Config, anchors []*x509.Certificate) *peer {
 	protocols.SetHTTP1(true)
 	p := &peer{anchors: anchors, transport: &http.Transport{
 		Proxy:                  c.proxy,
+		OnProxyConnectResponse: connected,
 		TLSClientConfig:        conf,
 		Protocols:              &protocols,
 		DisableCompression:     true,
@@ -140,6 +141,15 @@ func (c *Client) newPeer(conf *tls.Config, anchors []*x509.Certificate) *peer {
 // and net/http forgets the port of one that has a connection of its own.
 func (c *Client) proxy(*http.Request) (*url.URL, error) {
 	return usable(http.ProxyFromEnvironment(&http.Request{URL: c.origin}))
+}
+
+// connected refuses a proxy that does not lead to the server, in words that name it:
+// net/http only repeats the proxy's.
+func connected(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("the proxy %s does not lead to it: %s", proxy.Redacted(), said(resp.Status))
+	}
+	return nil
 }
 
 // usable refuses a proxy that is itself reached over TLS: it would be verified as if

@@ -26,6 +26,7 @@ type connectProxy struct {
 
 	mu   sync.Mutex
 	to   string          // address of the server
+	says string          // instead of leading there
 	seen []*http.Request // with CONNECT
 }
 
@@ -63,8 +64,12 @@ func (p *connectProxy) tunnel(conn net.Conn) {
 	}
 	p.mu.Lock()
 	p.seen = append(p.seen, req)
-	to := p.to
+	to, says := p.to, p.says
 	p.mu.Unlock()
+	if says != "" {
+		io.WriteString(conn, says)
+		return
+	}
 	server, err := net.Dial("tcp", to)
 	if err != nil || req.Method != http.MethodConnect {
 		io.WriteString(conn, "HTTP/1.1 502 Bad Gateway\r\n\r\n")
@@ -83,7 +88,14 @@ func (p *connectProxy) tunnel(conn net.Conn) {
 func (p *connectProxy) aim(s *estServer) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.to, p.seen = s.Listener.Addr().String(), nil
+	p.to, p.says, p.seen = s.Listener.Addr().String(), "", nil
+}
+
+// refuse lets the proxy answer so, whoever asks.
+func (p *connectProxy) refuse(says string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.says = says
 }
 
 func (p *connectProxy) connects() []*http.Request {
@@ -120,6 +132,26 @@ func TestAProxyCannotStandInForTheServer(t *testing.T) {
 	c := s.client(t, func(conf *Config) { conf.URL = "https://" + proxied })
 	_, err := c.Enroll(t.Context(), ask())
 	check(t, err, "untrusted", "unknown authority")
+}
+
+// Each row is a proxy that does not lead to the server. Nothing of ours gets to it.
+func TestAProxyThatRefusesIsNamed(t *testing.T) {
+	t.Cleanup(func() { theProxy.refuse("") })
+	for name, tc := range map[string]struct{ answer, says string }{
+		"it wants another password": {"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "does not lead to it: 407 Proxy Authentication Required"},
+		"it does not know the way":  {"HTTP/1.1 502 Bad\x1b[31m Gateway\r\n\r\n", "does not lead to it: 502 Bad [31m Gateway"},
+		"it hangs up":               {"\x00", "malformed"},
+	} {
+		theProxy.refuse(tc.answer)
+		for _, req := range []Request{ask(), (&binder{key: newKey()}).asking()} {
+			c := serve(t).client(t, func(conf *Config) { conf.URL = "https://" + proxied })
+			_, err := c.Enroll(t.Context(), req)
+			check(t, err, "unavailable", tc.says)
+			if strings.Contains(err.Error(), "pass@") {
+				t.Errorf("%s: the error tells the proxy's password: %v", name, err)
+			}
+		}
+	}
 }
 
 func TestAProxyOverTLSIsRefused(t *testing.T) {
