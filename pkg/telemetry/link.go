@@ -51,7 +51,9 @@ type Link struct {
 	// OnConnected is called when a session of Run is up and its birth acknowledged.
 	// May be nil.
 	OnConnected func()
-	// Dial opens the connection under TLS; nil is a net.Dialer's.
+	// Dial opens the connection under TLS. nil goes by the environment: HTTPS_PROXY,
+	// NO_PROXY and their lower case, as net/http takes them for https://HOST:PORT, a
+	// user and password in the proxy's address included.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	commands atomic.Uint64

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/bits"
@@ -17,7 +18,6 @@ import (
 
 const (
 	openLimit     = time.Minute      // from dialling to the acknowledged birth
-	dialLimit     = 30 * time.Second // dialling and the TLS handshake
 	pingLimit     = 20 * time.Second // answer to a ping
 	ackLimit      = 30 * time.Second // PUBACK of a message
 	leaveLimit    = 3 * time.Second  // saying goodbye
@@ -57,15 +57,13 @@ func (l *Link) open(ctx context.Context, broker *url.URL) (*session, error) {
 
 // dial opens the TLS connection.
 func (l *Link) dial(ctx context.Context, broker *url.URL) (*tls.Conn, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, dialLimit, fmt.Errorf("no TLS connection within %v", dialLimit))
-	defer cancel()
 	conf, err := l.TLS(broker.Hostname())
 	if err != nil {
 		return nil, err
 	}
 	dial := l.Dial
 	if dial == nil {
-		dial = (&net.Dialer{Control: limitUnacked}).DialContext
+		dial = dialEnvironment
 	}
 	plain, err := dial(ctx, "tcp", broker.Host)
 	if err != nil {
@@ -97,8 +95,8 @@ func limitUnacked(_, _ string, c syscall.RawConn) error {
 
 // reason prefers what ended ctx over the error that this led to.
 func reason(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		return cause
 	}
 	return err
 }
