@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -15,7 +16,7 @@ const (
 	unackedLimit = 64               // received messages not yet acknowledged to the broker
 )
 
-var errClosed = errors.New("the broker no longer answers")
+var errClosed = errors.New("the connection was closed here")
 
 // A conn stands under the MQTT library and lets through only what is fit for it.
 // Bare paho 1.5.1 takes memory for any announced length before a byte of it has
@@ -32,6 +33,8 @@ var errClosed = errors.New("the broker no longer answers")
 type conn struct {
 	net.Conn
 	plain net.Conn // what lies under TLS
+	// silence is how long the broker may take for a packet: it has to answer pings.
+	silence time.Duration
 
 	in      *bufio.Reader // owned by Read
 	rest    []byte        // owned by Read: the part of a packet that paho has not taken yet
@@ -55,10 +58,11 @@ type asked struct {
 	written chan struct{} // closed when the whole packet was written
 }
 
-func newConn(c, plain net.Conn) *conn {
+func newConn(c, plain net.Conn, silence time.Duration) *conn {
 	return &conn{
 		Conn:    c,
 		plain:   plain,
+		silence: silence,
 		in:      bufio.NewReader(c),
 		unacked: make(chan struct{}, unackedLimit),
 		asked:   map[question]*asked{},
@@ -83,10 +87,15 @@ func (c *conn) Read(b []byte) (int, error) {
 
 // next reads one packet and holds it against what came before.
 func (c *conn) next() (packet, error) {
+	if c.greeted {
+		c.SetReadDeadline(time.Now().Add(c.silence))
+	}
 	p, err := readPacket(c.in)
 	switch {
 	case err == io.EOF:
 		return p, errors.New("the broker closed the connection")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return p, fmt.Errorf("no whole packet from the broker within %v", c.silence)
 	case isNetwork(err):
 		return p, err
 	case err != nil:
@@ -195,9 +204,9 @@ func (c *conn) fail(err error) error {
 	return c.err
 }
 
-// Close is called by paho when the broker does not answer a ping, and by us. TLS
-// writes its goodbye within a deadline, which a write that ends just then takes
-// away again: so the connection under it is cut in any case.
+// Close is called by paho and by us. TLS writes its goodbye within a deadline, which a
+// write that ends just then takes away again: so the connection under it is cut in
+// any case.
 func (c *conn) Close() error {
 	c.fail(errClosed)
 	cut := time.AfterFunc(leaveLimit, func() { c.plain.Close() })

@@ -41,7 +41,8 @@ type Link struct {
 	// repeated. May be nil.
 	Facts func() map[string]any
 	// KeepAlive is the longest silence before the broker is asked for a sign of
-	// life; default 60 s, at least 1 s.
+	// life; default 60 s, at least 1 s. After half as long again, less the up to 5 s
+	// that paho is late, the connection is given up: a slow network needs 20 s or more.
 	KeepAlive time.Duration
 	// Window is the span over which the first retry after a lost connection is
 	// spread: devices / (connections the brokers take a second). Default 60 s.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/eclipse/paho.mqtt.golang/packets"
 )
@@ -99,7 +100,7 @@ func converse(t *testing.T, sent, said []byte) (read []byte, err error) {
 	t.Helper()
 	device, broker := net.Pipe()
 	go io.Copy(io.Discard, broker)
-	c := newConn(device, device)
+	c := newConn(device, device, time.Minute)
 	defer c.Close()
 	for _, packet := range [][]byte{connectSent, sent} {
 		if packet == nil {
@@ -160,7 +161,7 @@ func TestHeaderAloneTakesNoMemory(t *testing.T) {
 func TestAnswerWaitsForItsQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		device, broker := net.Pipe()
-		c := newConn(device, device)
+		c := newConn(device, device, time.Minute)
 		defer c.Close()
 		go broker.Write(slices.Concat(connack, []byte{0x40, 2, 0, 7}))
 		if _, err := io.ReadFull(c, make([]byte, len(connack))); err != nil {
@@ -188,7 +189,7 @@ func TestAnswerWaitsForItsQuestion(t *testing.T) {
 func TestReasonIsTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		device, broker := net.Pipe()
-		c := newConn(device, device)
+		c := newConn(device, device, time.Minute)
 		go broker.Write([]byte{0xf0, 0})
 		_, first := c.Read(make([]byte, 1))
 		c.Close()

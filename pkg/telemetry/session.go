@@ -18,7 +18,6 @@ import (
 
 const (
 	openLimit     = time.Minute      // from dialling to the acknowledged birth
-	pingLimit     = 20 * time.Second // answer to a ping
 	ackLimit      = 30 * time.Second // PUBACK of a message
 	leaveLimit    = 3 * time.Second  // saying goodbye
 	stateInterval = 10 * time.Minute // the state is said again this often
@@ -44,7 +43,7 @@ func (l *Link) open(ctx context.Context, broker *url.URL) (*session, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to %s: %w", broker.Host, err)
 	}
-	s := &session{link: l, conn: newConn(c, c.NetConn()), number: l.Outbox.sessionNumber()}
+	s := &session{link: l, conn: newConn(c, c.NetConn(), l.keepAlive()*3/2), number: l.Outbox.sessionNumber()}
 	s.client = mqtt.NewClient(s.options(broker))
 	for _, step := range []func(context.Context) error{s.connect, s.subscribe, s.birth} {
 		if err := step(ctx); err != nil {
@@ -115,7 +114,7 @@ func (s *session) options(broker *url.URL) *mqtt.ClientOptions {
 	o.SetOrderMatters(false)
 	o.SetWriteTimeout(writeLimit)
 	o.SetKeepAlive(s.link.keepAlive())
-	o.SetPingTimeout(pingLimit)
+	o.SetPingTimeout(openLimit + keepAliveLimit) // never: the connection looks after itself
 	// Before CONNECT: the broker may send what it kept for us before we subscribe.
 	o.SetDefaultPublishHandler(s.link.received)
 	o.SetBinaryWill(Topic(s.link.ID, stateTopic), s.offline(), 1, true)

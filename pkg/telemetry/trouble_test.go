@@ -1,6 +1,8 @@
 package telemetry
 
 import (
+	"context"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -11,22 +13,123 @@ import (
 	"github.com/eclipse/paho.mqtt.golang/packets"
 )
 
-func TestSilentBrokerIsGivenUp(t *testing.T) {
-	for _, keepAlive := range []time.Duration{time.Second, 20 * time.Second, time.Minute} {
-		synctest.Test(t, func(t *testing.T) {
-			b := &fakeBroker{}
-			l := testLink(t, b)
-			l.KeepAlive = keepAlive
-			l.Window = time.Second
-			running(t, l)
-			start := time.Now()
-			b.set(func() { b.deaf = true })
-			limit := keepAlive*3/2 + pingLimit + 3*time.Second // 1 to 2 s are the pause before dialling
-			pass(limit)
-			if b.connections() < 2 {
-				t.Errorf("keep-alive %v: no new connection %v after the broker fell silent", keepAlive, time.Since(start))
-			}
-		})
+// A quietConn passes on nothing in either direction while it is quiet, and says
+// nothing of it: the other side is gone, or a NAT box has forgotten the connection.
+type quietConn struct {
+	net.Conn
+	mu     sync.Mutex
+	quiet  chan struct{} // closed when it is
+	closed chan struct{}
+	at     time.Time // when it was closed
+}
+
+func newQuietConn(c net.Conn) *quietConn {
+	return &quietConn{Conn: c, quiet: make(chan struct{}), closed: make(chan struct{})}
+}
+
+// Read hands out nothing that comes once it is quiet.
+func (c *quietConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	for err == nil {
+		select {
+		case <-c.quiet:
+			n, err = c.Conn.Read(b)
+		default:
+			return n, err
+		}
+	}
+	return n, err
+}
+
+func (c *quietConn) Write(b []byte) (int, error) {
+	select {
+	case <-c.quiet:
+		return len(b), nil
+	default:
+		return c.Conn.Write(b)
+	}
+}
+
+func (c *quietConn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.closed:
+	default:
+		c.at = time.Now()
+		close(c.closed)
+	}
+	return c.Conn.Close()
+}
+
+func TestHalfOpenConnectionIsFoundInTime(t *testing.T) {
+	for _, keepAlive := range []time.Duration{time.Second, 5 * time.Second, 12 * time.Second, 20 * time.Second, time.Minute, 10 * time.Minute} {
+		for _, after := range []time.Duration{0, keepAlive / 3, 7*keepAlive + keepAlive/2} {
+			synctest.Test(t, func(t *testing.T) {
+				var c *quietConn
+				b := &fakeBroker{wrap: func(under net.Conn) net.Conn { c = newQuietConn(under); return c }}
+				l := testLink(t, b)
+				l.KeepAlive = keepAlive
+				running(t, l)
+				first := c
+				pass(after)
+				start := time.Now()
+				select {
+				case <-first.closed:
+					t.Fatalf("keep-alive %v: given up after %v, though the broker answered", keepAlive, after)
+				default:
+				}
+				close(first.quiet)
+				<-first.closed
+				if d := first.at.Sub(start); d > keepAlive*3/2 {
+					t.Errorf("keep-alive %v, quiet after %v: given up %v later, want %v at most", keepAlive, after, d, keepAlive*3/2)
+				}
+			})
+		}
+	}
+}
+
+// TestHalfOpenConnectionOverTCP is about real sockets: the kernel would notice in a
+// minute at the earliest.
+func TestHalfOpenConnectionOverTCP(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	b := &fakeBroker{}
+	relayed := make(chan *quietConn, 1)
+	go func() {
+		device, err := listener.Accept()
+		if err != nil {
+			return // the test has said why
+		}
+		broker, _ := b.dial(context.Background(), "tcp", "")
+		c := newQuietConn(broker)
+		relayed <- c
+		go func() {
+			_, _ = io.Copy(device, c) // goes on until the test ends
+		}()
+		_, _ = io.Copy(c, device) // until the device hangs up
+		c.Close()
+	}()
+	connected := make(chan struct{}, 1)
+	l := testLink(t, b)
+	l.KeepAlive = time.Second
+	l.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", listener.Addr().String())
+	}
+	l.OnConnected = func() { connected <- struct{}{} }
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- l.Run(ctx) }()
+	soon(t, connected, "the session")
+	c := soon(t, relayed, "the connection")
+	close(c.quiet)
+	soon(t, c.closed, "the end of a quiet connection")
+	stop()
+	if err := soon(t, ended, "the end"); err != nil {
+		t.Error(err)
 	}
 }
 
