@@ -47,7 +47,7 @@ demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itse
 
 .PHONY: test
 test: ## everything: setup, build, check, fuzzing for 3 s each, the real binaries
-	@FUZZTIME=3s VULNDB="$${VULNDB:-none}" test/run.sh setup build fips fmt vet lint race rooms sbom vuln repro fuzz e2e
+	@FUZZTIME=3s VULNDB="$${VULNDB:-none}" test/run.sh setup build fips fmt vet lint race tpm rooms sbom vuln repro fuzz e2e
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms
@@ -84,7 +84,7 @@ clean: ## remove what the targets above made here
 
 # The steps of `test`, `check` and `soak`.
 
-.PHONY: fmt vet lint race rooms e2e racesoak killsoak
+.PHONY: fmt vet lint race tpm rooms e2e racesoak killsoak
 fmt:
 	@files=$$(gofmt -l .); \
 	test -z "$$files" || { echo "gofmt would change:"; echo "$$files"; exit 1; } >&2
@@ -94,6 +94,8 @@ lint:
 	@go tool staticcheck ./...
 race:
 	@go test -race $(LIBRARY)
+tpm: # what takes too long with the race detector
+	@go test -count=1 -v -run 'TestTenThousandOperations|TestEveryRefusalOfEveryCommand' ./pkg/rot/tpm
 rooms: # and what documents say; go list runs outside of what the test cache sees
 	@go test -count=1 ./internal/rooms ./test/docs
 e2e:

@@ -17,6 +17,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -52,7 +53,7 @@ type Root interface {
 	// and no other.
 	IDevID(ctx context.Context) (Key, error)
 	// Create makes an LDevID. Nothing of it is kept by the Root: a key whose
-	// Blob was not saved is gone.
+	// Blob was not saved is gone. ErrUnsupported where it makes no such keys.
 	Create(ctx context.Context, a Algorithm) (Key, error)
 	// Open loads a key that Create made; ErrNotOurs when another root made it.
 	Open(ctx context.Context, b Blob) (Key, error)
@@ -121,6 +122,9 @@ type Meter interface {
 var (
 	// ErrUnavailable: there is no root at the address, or it does not answer.
 	ErrUnavailable = errors.New("root of trust not available")
+	// ErrFailure: the root says itself that it is broken. It is unavailable, too,
+	// and stays so at least until the power was off.
+	ErrFailure = fmt.Errorf("%w: it has failed", ErrUnavailable)
 	// ErrBusy: somebody else holds the root; try again.
 	ErrBusy = errors.New("root of trust is busy")
 	// ErrLockout: the root refuses because of too many wrong tries; wait.
@@ -132,4 +136,7 @@ var (
 	ErrCleared = errors.New("root of trust was cleared")
 	// ErrNotOurs: the blob is no key of this root.
 	ErrNotOurs = errors.New("not a key of this root of trust")
+	// ErrUnsupported: this root does not do that, such as a kind of key; to try
+	// again does not help.
+	ErrUnsupported = errors.New("not supported by this root of trust")
 )

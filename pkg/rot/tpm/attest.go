@@ -2,6 +2,7 @@ package tpm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
@@ -13,7 +14,7 @@ const qualifyingLimit = 32 // bytes; TPMs take at least that many
 
 // Certify lets the attestation key state that k is in this TPM, with which
 // attributes (TPM 2.0 Part 3, 18.2). An IDevID that the factory made by the TCG's
-// template cannot be certified: the TPM answers TPM_RC_AUTH_TYPE.
+// template cannot be certified: rot.ErrUnsupported.
 func (r *Root) Certify(ctx context.Context, k rot.Key, qualifying []byte) (rot.Evidence, error) {
 	key, ok := k.(*Key)
 	if !ok || key.root != r {
@@ -44,6 +45,9 @@ func (r *Root) Certify(ctx context.Context, k rot.Key, qualifying []byte) (rot.E
 			QualifyingData: tpm2.TPM2BData{Buffer: qualifying},
 			InScheme:       tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
 		})
+		if errors.Is(err, tpm2.TPMRCAuthType) {
+			err = fmt.Errorf("%w: %w", rot.ErrUnsupported, err)
+		}
 		return err
 	})
 	if err != nil {

@@ -92,7 +92,7 @@ func (r *Root) handles(first tpm2.TPMHandle) ([]tpm2.TPMHandle, error) {
 	}
 	list, err := answer.CapabilityData.Data.Handles()
 	if err != nil {
-		return nil, &brokenError{err}
+		return nil, broken(err)
 	}
 	return list.Handle, nil
 }

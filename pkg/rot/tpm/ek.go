@@ -114,7 +114,7 @@ func (r *Root) makeEK(t ekTemplate) (*endorsementKey, error) {
 	}
 	public, err := answer.OutPublic.Contents()
 	if err != nil {
-		return nil, &brokenError{err}
+		return nil, broken(err)
 	}
 	return newEK(answer.ObjectHandle, answer.Name, public)
 }
@@ -122,11 +122,11 @@ func (r *Root) makeEK(t ekTemplate) (*endorsementKey, error) {
 func newEK(h tpm2.TPMHandle, name tpm2.TPM2BName, public *tpm2.TPMTPublic) (*endorsementKey, error) {
 	a := public.ObjectAttributes
 	if !a.FixedTPM || !a.FixedParent || !a.SensitiveDataOrigin || !a.Restricted || !a.Decrypt || a.SignEncrypt {
-		return nil, &brokenError{errors.New("an endorsement key without the attributes of one")}
+		return nil, broken(errors.New("an endorsement key without the attributes of one"))
 	}
 	key, err := publicKey(public)
 	if err != nil {
-		return nil, &brokenError{err}
+		return nil, broken(err)
 	}
 	return &endorsementKey{tpm2.NamedHandle{Handle: h, Name: name}, public, keyHash(key), nil}, nil
 }
@@ -215,7 +215,7 @@ func (r *Root) readNVPublic(index tpm2.TPMHandle) (*tpm2.TPMSNVPublic, tpm2.TPM2
 	}
 	public, err := answer.NVPublic.Contents()
 	if err != nil {
-		return nil, tpm2.TPM2BName{}, &brokenError{err}
+		return nil, tpm2.TPM2BName{}, broken(err)
 	}
 	return public, answer.NVName, nil
 }
@@ -252,7 +252,7 @@ func (r *Root) readNV(index tpm2.NamedHandle, size int) ([]byte, error) {
 			return nil, err
 		}
 		if len(part.Data.Buffer) != n {
-			return nil, &brokenError{errors.New("an NV read of another size than asked for")}
+			return nil, broken(errors.New("an NV read of another size than asked for"))
 		}
 		data = append(data, part.Data.Buffer...)
 	}
@@ -270,7 +270,7 @@ func (r *Root) vendor() (string, error) {
 	}
 	properties, err := answer.CapabilityData.Data.TPMProperties()
 	if err != nil {
-		return "", &brokenError{err}
+		return "", broken(err)
 	}
 	var words [2][]byte // manufacturer; vendor strings, which are one in four parts
 	for i, p := range properties.TPMProperty[:min(count, len(properties.TPMProperty))] {

@@ -10,46 +10,53 @@ import (
 )
 
 // A brokenError says that a connection cannot be used any more.
-type brokenError struct{ err error }
-
-func (e *brokenError) Error() string   { return rot.ErrUnavailable.Error() + ": " + e.err.Error() }
-func (e *brokenError) Unwrap() []error { return []error{rot.ErrUnavailable, e.err} }
-
-// lost are the answers of a TPM that knows nothing of our keys and sessions any
-// more: it was reset or cleared behind our back, or it failed. None of our keys
-// has an authorization value, so one that is said to be wrong means a session that
-// is out of step: somebody on the bus kept an answer from us.
-var lost = []tpm2.TPMRC{
-	tpm2.TPMRCAuthFail, tpm2.TPMRCBadAuth,
-	tpm2.TPMRCInitialize, tpm2.TPMRCFailure, tpm2.TPMRCHandle,
-	tpm2.TPMRCReferenceH0, tpm2.TPMRCReferenceH1, tpm2.TPMRCReferenceH2,
-	tpm2.TPMRCReferenceS0, tpm2.TPMRCReferenceS1, tpm2.TPMRCReferenceS2,
+type brokenError struct {
+	kind error // a sentinel of package rot
+	err  error
 }
 
-// full are the answers of a TPM whose memory is taken by others.
-var full = []tpm2.TPMRC{tpm2.TPMRCObjectMemory, tpm2.TPMRCSessionMemory, tpm2.TPMRCObjectHandles, tpm2.TPMRCSessionHandles, tpm2.TPMRCContextGap}
+// broken is what nobody knows more about than that.
+func broken(err error) error { return &brokenError{rot.ErrUnavailable, err} }
+
+func (e *brokenError) Error() string   { return e.kind.Error() + ": " + e.err.Error() }
+func (e *brokenError) Unwrap() []error { return []error{e.kind, e.err} }
+
+// full are the answers of a TPM whose memory is taken: by others, or by what was
+// not unloaded because an answer was lost. A new connection begins without that.
+var full = []tpm2.TPMRC{
+	tpm2.TPMRCObjectMemory, tpm2.TPMRCSessionMemory, tpm2.TPMRCMemory,
+	tpm2.TPMRCObjectHandles, tpm2.TPMRCSessionHandles, tpm2.TPMRCContextGap,
+}
+
+// typed are the sentinels that the code that got an answer may have chosen.
+var typed = []error{rot.ErrUnavailable, rot.ErrBusy, rot.ErrLockout, rot.ErrReplaced, rot.ErrCleared, rot.ErrNotOurs, rot.ErrUnsupported}
 
 // meaning gives an error the sentinel of package rot that callers decide by. A
-// TPM's answers are not authenticated: none of them may mean "wipe". An answer
-// that is in no list stays what it is, such as "unsupported curve".
+// TPM's answers are not authenticated: none of them may mean "wipe". One that
+// nobody expected ends the connection, whatever it says: the TPM was reset or
+// cleared behind our back, or a session is out of step because somebody on the bus
+// kept an answer from us, or it is ill. The next use begins from a known state.
 func meaning(err error) error {
-	var broken *brokenError
-	switch {
-	case err == nil, errors.As(err, &broken):
+	if err == nil || isAny(err, typed...) {
 		return err
-	case isAny(err, lost):
-		return &brokenError{err}
-	case isAny(err, full):
-		return fmt.Errorf("%w: %w", rot.ErrBusy, err)
+	}
+	var code tpm2.TPMRC
+	switch {
 	case errors.Is(err, tpm2.TPMRCLockout):
 		return fmt.Errorf("%w: %w", rot.ErrLockout, err)
+	case isAny(err, full...):
+		return &brokenError{rot.ErrBusy, err}
+	case errors.Is(err, tpm2.TPMRCFailure):
+		return &brokenError{rot.ErrFailure, err}
+	case errors.As(err, &code):
+		return broken(err)
 	}
 	return err
 }
 
-func isAny(err error, codes []tpm2.TPMRC) bool {
-	for _, code := range codes {
-		if errors.Is(err, code) {
+func isAny[E error](err error, targets ...E) bool {
+	for _, target := range targets {
+		if errors.Is(err, target) {
 			return true
 		}
 	}
@@ -65,4 +72,13 @@ func refusedParameter(err error) bool {
 	}
 	yes, _ := code.Parameter()
 	return yes
+}
+
+// unsupported gives a refusal of what the TPM was given the meaning that it has
+// where we know what we give: the chip cannot do it.
+func unsupported(err error) error {
+	if !refusedParameter(err) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", rot.ErrUnsupported, err)
 }

@@ -76,3 +76,16 @@ func Direct(tb testing.TB, s *swtpm.TPM) (conn gotpm.TPM, done func()) {
 	tb.Cleanup(func() { c.Close() })
 	return gotpm.FromReadWriter(c), func() { c.Close() }
 }
+
+// Loaded returns how many keys a Root has in the TPM's memory.
+func Loaded(r *Root) int {
+	r.turn <- struct{}{}
+	defer func() { <-r.turn }()
+	n := 0
+	for k := range r.loaded {
+		if isTransient(k.handle.Handle) {
+			n++
+		}
+	}
+	return n
+}

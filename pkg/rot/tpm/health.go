@@ -127,7 +127,7 @@ func (r *Root) properties(first, last tpm2.TPMPT) (map[tpm2.TPMPT]uint32, error)
 	}
 	list, err := answer.CapabilityData.Data.TPMProperties()
 	if err != nil {
-		return nil, &brokenError{err}
+		return nil, broken(err)
 	}
 	found := map[tpm2.TPMPT]uint32{}
 	for _, p := range list.TPMProperty {

@@ -31,8 +31,10 @@ type interposer struct {
 	address string // where the victim finds it
 
 	mu       sync.Mutex
-	seen     bytes.Buffer
+	seen     *bytes.Buffer                                          // what went over the bus; nil does not keep it
+	instead  func(code tpm2.TPMCC, command []byte) []byte           // of asking the TPM; nil asks it
 	change   func(code tpm2.TPMCC, command, response []byte) []byte // of the response
+	hangUp   bool                                                   // after this response
 	upstream net.Conn
 }
 
@@ -95,23 +97,46 @@ func (p *interposer) onResponse(f func(code tpm2.TPMCC, command, response []byte
 	return func() { set(nil) }
 }
 
+// onCommand lets f answer in place of the TPM, and returns a function that ends it.
+func (p *interposer) onCommand(f func(code tpm2.TPMCC, command []byte) []byte) (end func()) {
+	set := func(f func(tpm2.TPMCC, []byte) []byte) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.instead = f
+	}
+	set(f)
+	return func() { set(nil) }
+}
+
 func (p *interposer) relay(victim net.Conn) error {
 	command, err := message(victim)
 	if err != nil {
 		return err
 	}
-	response, err := p.ask(command)
-	if err != nil {
-		return err
-	}
 	p.mu.Lock()
-	p.seen.Write(command)
-	p.seen.Write(response)
-	if p.change != nil {
-		response = p.change(tpm2.TPMCC(binary.BigEndian.Uint32(command[6:])), command, response)
+	defer p.mu.Unlock()
+	code := tpm2.TPMCC(binary.BigEndian.Uint32(command[6:]))
+	var response []byte
+	if p.instead != nil {
+		response = p.instead(code, command)
 	}
-	p.mu.Unlock()
+	if response == nil && !p.hangUp {
+		if response, err = p.askLocked(command); err != nil {
+			return err
+		}
+	}
+	if p.seen != nil {
+		p.seen.Write(command)
+		p.seen.Write(response)
+	}
+	if p.change != nil {
+		response = p.change(code, command, response)
+	}
 	_, err = victim.Write(response)
+	if p.hangUp {
+		p.hangUp = false
+		return io.EOF
+	}
 	return err
 }
 
@@ -119,6 +144,10 @@ func (p *interposer) relay(victim net.Conn) error {
 func (p *interposer) ask(command []byte) ([]byte, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.askLocked(command)
+}
+
+func (p *interposer) askLocked(command []byte) ([]byte, error) {
 	if _, err := p.upstream.Write(command); err != nil {
 		return nil, err
 	}
@@ -139,6 +168,7 @@ func message(r io.Reader) ([]byte, error) {
 func TestTheBusIsNotBelieved(t *testing.T) {
 	s := tpm.Start(t)
 	p := interpose(t, s)
+	p.seen = new(bytes.Buffer)
 	r := open(t, tpm.Config{Address: p.address})
 	k := create(t, r, rot.P256)
 	digest := sha256.Sum256([]byte("a message that nobody should see"))
@@ -295,8 +325,9 @@ func TestAnswersHaveAMeaning(t *testing.T) {
 		tpm2.TPMRCObjectMemory:  rot.ErrBusy,
 		tpm2.TPMRCSessionMemory: rot.ErrBusy,
 		tpm2.TPMRCContextGap:    rot.ErrBusy,
-		tpm2.TPMRCFailure:       rot.ErrUnavailable,
+		tpm2.TPMRCFailure:       rot.ErrFailure,
 		tpm2.TPMRCReferenceS0:   rot.ErrUnavailable,
+		tpm2.TPMRCNVUnavailable: rot.ErrUnavailable,
 	} {
 		end := p.onResponse(func(cc tpm2.TPMCC, _, response []byte) []byte {
 			if cc == tpm2.TPMCCSign {

@@ -74,11 +74,11 @@ func (k *Key) sign(digest []byte, scheme tpm2.TPMTSigScheme) ([]byte, error) {
 		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
 	})
 	if err != nil {
-		return nil, err
+		return nil, unsupported(err) // the hash, or the scheme
 	}
 	signature, err := signatureBytes(answer.Signature)
 	if err != nil {
-		return nil, &brokenError{err}
+		return nil, broken(err)
 	}
 	return signature, nil
 }
@@ -112,7 +112,7 @@ func (k *Key) Close() error {
 	r.tpm.ctx = context.Background()
 	if err := r.unload(k); err != nil {
 		r.leave()
-		return fmt.Errorf("cannot unload a key from the TPM: %w", err)
+		return fmt.Errorf("cannot unload a key from the TPM: %w", meaning(err))
 	}
 	return nil
 }

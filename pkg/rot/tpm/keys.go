@@ -29,13 +29,13 @@ func (r *Root) endorsed(ctx context.Context, what string, factory tpm2.TPMHandle
 		public, name, err := r.readPublic(factory)
 		switch {
 		case err == nil:
-			a := public.ObjectAttributes
-			if !a.FixedTPM || !a.SensitiveDataOrigin || a.Restricted != template.ObjectAttributes.Restricted || !a.SignEncrypt {
-				return fmt.Errorf("the TPM holds something else at %#x", factory)
-			}
 			handle := tpm2.NamedHandle{Handle: factory, Name: name}
 			if err := r.confirm(handle); err != nil {
 				return err
+			}
+			a := public.ObjectAttributes
+			if !a.FixedTPM || !a.SensitiveDataOrigin || a.Restricted != template.ObjectAttributes.Restricted || !a.SignEncrypt {
+				return fmt.Errorf("%w: it holds something else at %#x", rot.ErrUnsupported, factory)
 			}
 			k.load = func() (tpm2.NamedHandle, error) { return handle, nil }
 			return k.adopt(public)
@@ -78,7 +78,7 @@ func (k *Key) primary(template tpm2.TPMTPublic) (tpm2.NamedHandle, error) {
 		err = k.adopt(public)
 	}
 	if err != nil {
-		return tpm2.NamedHandle{}, &brokenError{err}
+		return tpm2.NamedHandle{}, broken(err)
 	}
 	if !bytes.Equal(tpm2.Marshal(public), tpm2.Marshal(k.public)) {
 		err := fmt.Errorf("%w: its endorsement hierarchy makes other keys than before", rot.ErrReplaced)
@@ -98,7 +98,7 @@ func (r *Root) Create(ctx context.Context, a rot.Algorithm) (rot.Key, error) {
 	err := r.run(ctx, func() error {
 		made, err := execute(r, tpm2.Create{ParentHandle: r.parent(), InPublic: tpm2.New2B(template)})
 		if err != nil {
-			return err
+			return unsupported(err)
 		}
 		blob, err := keyfile.Marshal(keyfile.Key{
 			Parent:    uint32(srkHandle),
@@ -178,7 +178,7 @@ func (r *Root) child(b rot.Blob, public tpm2.TPM2BPublic, private tpm2.TPM2BPriv
 			return tpm2.NamedHandle{}, err
 		}
 		if !bytes.Equal(answer.Name.Buffer, name.Buffer) {
-			return tpm2.NamedHandle{}, &brokenError{errors.New("the TPM loaded another key")}
+			return tpm2.NamedHandle{}, broken(errors.New("the TPM loaded another key"))
 		}
 		return tpm2.NamedHandle{Handle: answer.ObjectHandle, Name: *name}, nil
 	}
@@ -204,7 +204,7 @@ func (k *Key) checkPSS() error {
 	}
 	err = rsa.VerifyPSS(public, crypto.SHA256, digest[:], signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash})
 	if err != nil {
-		return fmt.Errorf("this TPM's RSA-PSS signatures do not fit TLS 1.3: %w", err)
+		return fmt.Errorf("%w: its RSA-PSS signatures do not fit TLS 1.3: %w", rot.ErrUnsupported, err)
 	}
 	return nil
 }

@@ -25,14 +25,14 @@ func (r *Root) readPublic(h tpm2.TPMHandle) (*tpm2.TPMTPublic, tpm2.TPM2BName, e
 	}
 	public, err := answer.OutPublic.Contents()
 	if err != nil {
-		return nil, tpm2.TPM2BName{}, &brokenError{err}
+		return nil, tpm2.TPM2BName{}, broken(err)
 	}
 	name, err := tpm2.ObjectName(public)
 	if err != nil {
-		return nil, tpm2.TPM2BName{}, &brokenError{err}
+		return nil, tpm2.TPM2BName{}, broken(err)
 	}
 	if !bytes.Equal(name.Buffer, answer.Name.Buffer) {
-		return nil, tpm2.TPM2BName{}, &brokenError{errors.New("a public area that does not have its Name")}
+		return nil, tpm2.TPM2BName{}, broken(errors.New("a public area that does not have its Name"))
 	}
 	return public, *name, nil
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
+
+	"birthmark/pkg/rot"
 )
 
 // provideSRK finds the storage root key, or makes it and stores it under its
@@ -21,11 +23,14 @@ func (r *Root) provideSRK() error {
 	if err != nil {
 		return err
 	}
-	if !isStorageKey(public) {
-		return fmt.Errorf("the TPM holds something at %#x that is no storage root key", srkHandle)
-	}
 	r.srk = tpm2.NamedHandle{Handle: srkHandle, Name: name}
-	return r.confirm(r.srk)
+	if err := r.confirm(r.srk); err != nil {
+		return err
+	}
+	if !isStorageKey(public) {
+		return fmt.Errorf("%w: it holds something at %#x that is no storage root key", rot.ErrUnsupported, srkHandle)
+	}
+	return nil
 }
 
 // makeSRK follows the TCG's template (TPM v2.0 Provisioning Guidance, 7.5.1), so

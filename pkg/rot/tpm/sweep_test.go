@@ -46,46 +46,45 @@ type believed struct {
 	ldevid   crypto.PublicKey
 	blob     rot.Blob
 	evidence rot.Evidence
-	errors   int
+	errs     []error
 	false    []string // what was believed and is not even true by itself
 }
 
 // live is the life: open, get both keys, sign with them, certify, close. Whatever
 // fails is passed over, like a device that goes on.
 func live(t *testing.T, c tpm.Config) (b believed) {
+	failed := func(err error) bool {
+		if err != nil {
+			b.errs = append(b.errs, err)
+		}
+		return err != nil
+	}
 	r, err := tpm.Open(t.Context(), c)
-	if err != nil {
-		b.errors++
+	if failed(err) {
 		return b
 	}
-	defer r.Close()
+	defer func() { failed(r.Close()) }()
 	b.identity = r.Identity()
 	sign := func(what string, k rot.Key) {
 		digest := sha256.Sum256([]byte(what))
 		signature, err := k.Sign(rand.Reader, digest[:], crypto.SHA256)
-		if err != nil {
-			b.errors++
-		} else if !ecdsa.VerifyASN1(k.Public().(*ecdsa.PublicKey), digest[:], signature) {
+		if !failed(err) && !ecdsa.VerifyASN1(k.Public().(*ecdsa.PublicKey), digest[:], signature) {
 			b.false = append(b.false, "a signature of the "+what)
 		}
 	}
-	if k, err := r.IDevID(t.Context()); err != nil {
-		b.errors++
-	} else {
+	if k, err := r.IDevID(t.Context()); !failed(err) {
 		b.idevid = k.Public()
 		sign("IDevID", k)
 	}
 	k, err := r.Create(t.Context(), rot.P256)
-	if err != nil {
-		b.errors++
+	if failed(err) {
 		return b
 	}
 	b.ldevid, b.blob = k.Public(), k.Blob()
 	sign("LDevID", k)
 	sign("LDevID", k) // again: after a break it has to load itself
-	if b.evidence, err = r.Certify(t.Context(), k, []byte("nonce")); err != nil {
-		b.errors++
-	}
+	b.evidence, err = r.Certify(t.Context(), k, []byte("nonce"))
+	failed(err)
 	return b
 }
 
@@ -99,8 +98,8 @@ func record(t *testing.T, p *interposer, c tpm.Config) (believed, []heard) {
 	})
 	defer end()
 	b := live(t, c)
-	if b.errors > 0 || len(b.false) > 0 {
-		t.Fatalf("an undisturbed life: %d errors, believed %v", b.errors, b.false)
+	if len(b.errs)+len(b.false) > 0 {
+		t.Fatalf("an undisturbed life: errors %v, believed %v", b.errs, b.false)
 	}
 	return b, life
 }
@@ -225,7 +224,7 @@ func TestNoSpoiltAnswerIsBelieved(t *testing.T) {
 			evictSRK(t, p)
 		}
 		b := l.live(t, p)
-		if b.errors > 0 {
+		if len(b.errs) > 0 {
 			refused++
 		}
 		for _, lie := range append(b.false, lies(b, truth, eks)...) {
@@ -243,12 +242,18 @@ func TestNoSpoiltAnswerIsBelieved(t *testing.T) {
 func (l spoiltLife) live(t *testing.T, p *interposer) believed {
 	t.Helper()
 	seen := 0
-	defer p.onResponse(func(_ tpm2.TPMCC, _, response []byte) []byte {
+	return l.lives(t, p.onResponse(func(_ tpm2.TPMCC, _, response []byte) []byte {
 		if seen++; seen == l.answer+1 {
 			return l.spoil(response)
 		}
 		return response
-	})()
+	}))
+}
+
+// lives lives to the end.
+func (l spoiltLife) lives(t *testing.T, end func()) believed {
+	t.Helper()
+	defer end()
 	done := make(chan believed, 1)
 	go func() { done <- live(t, l.config) }()
 	select {

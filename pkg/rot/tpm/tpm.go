@@ -24,8 +24,9 @@
 // secret was encrypted to a key that is known to be the TPM's: the endorsement key
 // at the first boot, the remembered SRK afterwards. So somebody between processor
 // and TPM can break the conversation, but neither follow nor change it. Such a
-// break, like a TPM that was reset, is answered with [rot.ErrUnavailable]; the
-// next use connects again, and keys load themselves again.
+// break, like a TPM that was reset, and every answer that should not be, is
+// answered with [rot.ErrUnavailable]; the next use connects again, and keys load
+// themselves again.
 //
 // TPM commands: 1 for a signature; at most 12 from Open with a remembered Identity
 // to the first signature of an LDevID.
@@ -153,7 +154,7 @@ func (r *Root) Close() error {
 	r.closed = true
 	r.tpm.ctx = context.Background()
 	if err := r.leave(); err != nil {
-		return fmt.Errorf("cannot leave the TPM as it was: %w", err)
+		return fmt.Errorf("cannot leave the TPM as it was: %w", meaning(err))
 	}
 	return nil
 }
@@ -178,8 +179,8 @@ func (r *Root) run(ctx context.Context, f func() error) error {
 		err = f()
 	}
 	err = meaning(err)
-	var broken *brokenError
-	if errors.As(err, &broken) {
+	var end *brokenError
+	if errors.As(err, &end) {
 		r.leave() // as far as it goes: the break is the error to report
 	}
 	return err
@@ -195,7 +196,7 @@ func execute[R any](r *Root, command tpm2.Command[R, *R], extra ...tpm2.Session)
 		}
 		var code tpm2.TPMRC
 		if err != nil && !errors.As(err, &code) && !errors.Is(err, rot.ErrUnavailable) && !errors.Is(err, rot.ErrBusy) {
-			err = &brokenError{err}
+			err = broken(err)
 		}
 		return answer, err
 	}

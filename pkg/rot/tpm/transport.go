@@ -62,7 +62,7 @@ func (t *transport) Send(command []byte) ([]byte, error) {
 // closed, at the latest when the kernel's own time for the command is over.
 func (t *transport) exchange(ctx context.Context, command []byte) ([]byte, error) {
 	if t.link == nil { // who cleans up does not ask
-		return nil, &brokenError{errors.New("the connection is gone")}
+		return nil, broken(errors.New("the connection is gone"))
 	}
 	type result struct {
 		response []byte
@@ -80,13 +80,13 @@ func (t *transport) exchange(ctx context.Context, command []byte) ([]byte, error
 		t.last.Store(int64(time.Since(start)))
 		if r.err != nil {
 			t.disconnect()
-			return nil, &brokenError{r.err}
+			return nil, broken(r.err)
 		}
 		return r.response, nil
 	case <-ctx.Done():
 		t.last.Store(int64(time.Since(start)))
 		t.disconnect()
-		return nil, &brokenError{context.Cause(ctx)}
+		return nil, broken(context.Cause(ctx))
 	}
 }
 

@@ -1,0 +1,5 @@
+//go:build !race
+
+package tpm_test
+
+const raceDetector = false
