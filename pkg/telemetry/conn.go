@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -16,7 +17,10 @@ const (
 	unackedLimit = 64               // received messages not yet acknowledged to the broker
 )
 
-var errClosed = errors.New("the connection was closed here")
+var (
+	errClosed = errors.New("the connection was closed here")
+	errHungUp = errors.New("the broker closed the connection")
+)
 
 // A conn stands under the MQTT library and lets through only what is fit for it.
 // Bare paho 1.5.1 takes memory for any announced length before a byte of it has
@@ -93,7 +97,7 @@ func (c *conn) next() (packet, error) {
 	p, err := readPacket(c.in)
 	switch {
 	case err == io.EOF:
-		return p, errors.New("the broker closed the connection")
+		return p, errHungUp
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return p, fmt.Errorf("no whole packet from the broker within %v", c.silence)
 	case isNetwork(err):
@@ -130,6 +134,11 @@ func connackError(code byte) error {
 		return fmt.Errorf("%w: CONNACK code %d", ErrRefused, code)
 	}
 	return fmt.Errorf("the broker sent CONNACK code %d", code)
+}
+
+// hungUp says that err is the broker's doing, neither the network's nor ours.
+func hungUp(err error) bool {
+	return errors.Is(err, errHungUp) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // isNetwork says that err came from below, not from what was read.

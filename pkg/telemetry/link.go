@@ -52,6 +52,10 @@ type Link struct {
 	// OnConnected is called when a session of Run is up and its birth acknowledged.
 	// May be nil.
 	OnConnected func()
+	// OnClone is called when Run has lost so many sessions to the broker in a row that
+	// another device may have this identity: once, until a session held for an hour.
+	// Meanwhile Run connects once in 5 to 10 minutes. May be nil; Run waits for it.
+	OnClone func()
 	// Dial opens the connection under TLS. nil goes by the environment: HTTPS_PROXY,
 	// NO_PROXY and their lower case, as net/http takes them for https://HOST:PORT, a
 	// user and password in the proxy's address included.
@@ -111,6 +115,12 @@ func (l *Link) Run(ctx context.Context) error {
 		turn++
 		var pause time.Duration
 		if up > 0 {
+			if again.suspect(up, hungUp(err)) {
+				l.log().Error("the broker keeps hanging up: another device may have this identity")
+				if l.OnClone != nil {
+					l.OnClone()
+				}
+			}
 			pause = again.lost(up)
 			l.log().Warn("connection to the broker lost", "broker", broker.Host, "err", err, "up", up, "retry", pause)
 		} else {
