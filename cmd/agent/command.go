@@ -28,7 +28,7 @@ Exit codes: 0 done; 1 refused or does not verify; 2 usage or configuration;
 		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(runCommand(), enrollCommand(), statusCommand(), configCommand(), versionCommand())
+	root.AddCommand(runCommand(), enrollCommand(), statusCommand(), doctorCommand(), diagCommand(), configCommand(), versionCommand())
 	return root
 }
 
@@ -38,13 +38,7 @@ func versionCommand() *cobra.Command {
 		Use: "version", Short: "print the version", Args: cobra.NoArgs,
 		Example: "  birthmark version --json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			v := struct {
-				Version string `json:"version"`
-				Built   string `json:"built"`
-				Go      string `json:"go"`
-				Arch    string `json:"arch"`
-				FIPS    string `json:"fips,omitempty"` // version of Go's FIPS 140-3 module, while in its mode
-			}{agent.Version, clock.Build().UTC().Format("2006-01-02T15:04:05Z"), runtime.Version(), runtime.GOARCH, fips()}
+			v := thisVersion()
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), v)
 			}
@@ -58,6 +52,19 @@ func versionCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// A version says what this binary is.
+type version struct {
+	Version string `json:"version"`
+	Built   string `json:"built"`
+	Go      string `json:"go"`
+	Arch    string `json:"arch"`
+	FIPS    string `json:"fips,omitempty"` // version of Go's FIPS 140-3 module, while in its mode
+}
+
+func thisVersion() version {
+	return version{agent.Version, clock.Build().UTC().Format("2006-01-02T15:04:05Z"), runtime.Version(), runtime.GOARCH, fips()}
 }
 
 func fips() string {

@@ -13,6 +13,7 @@ import (
 	"unicode"
 
 	"birthmark/internal/agent"
+	"birthmark/internal/agent/doctor"
 	"birthmark/internal/agent/once"
 	"birthmark/internal/config"
 	"birthmark/pkg/enroll"
@@ -77,7 +78,13 @@ func exitCode(err error) int {
 	var conf *config.Error
 	var pending *enroll.PendingError
 	var unavailable *enroll.UnavailableError
+	var failed *doctor.FailedError
 	switch {
+	case errors.As(err, &failed):
+		if failed.Unreachable {
+			return exitUnavailable
+		}
+		return exitRefused
 	case errors.As(err, &usage), errors.As(err, &conf):
 		return exitUsage
 	case errors.As(err, &pending), errors.As(err, &unavailable),

@@ -66,32 +66,8 @@ help: the state folder belongs to another TPM, or the TPM was cleared.`,
 		if err != nil {
 			return err
 		}
-		return errors.Join(a.Run(cmd.Context()), a.Close())
-	}
-	return cmd
-}
-
-func statusCommand() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use: "status", Short: "say where this device stands in its life", Args: cobra.NoArgs,
-		Example: "  birthmark status\n  birthmark status --json | jq .ldevid.days_left",
-	}
-	file := configFlag(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		conf, err := load(*file)
-		if err != nil {
-			return err
-		}
-		s, err := agent.ReadStatus(conf.Config.Device.State)
-		if err != nil {
-			return err
-		}
-		if asJSON {
-			return printJSON(cmd.OutOrStdout(), s)
-		}
-		return s.Print(cmd.OutOrStdout())
+		doors := openDoors(a, conf)
+		return errors.Join(a.Run(cmd.Context()), doors.Close(), a.Close())
 	}
 	return cmd
 }

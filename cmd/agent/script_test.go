@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/asn1"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -37,9 +39,12 @@ func TestMain(m *testing.M) {
 // $MAKER_ROOT belong to the lab; $CONFIG is a device's configuration. $LATER is the
 // owner's EST server too, but answers "202, later" until the script says `approve`;
 // $PROOF is another one, which wants requests to be bound to their connection.
-// `exits CODE program …` and `password CA ID FILE` are commands.
+// Commands are `exits CODE program …`; `password CA ID FILE`; `heard TOPIC`, which waits
+// for a device to say something; `asked`, which waits for one to ask at $LATER;
+// `prometheus FILE SERIES …`; and `secrets STATE PASSWORD FILE`. [root] is a condition.
 func TestScript(t *testing.T) {
-	l, err := lab.Up(t.Context(), lab.Options{Dir: t.TempDir()})
+	var ear ear
+	l, err := lab.Up(t.Context(), lab.Options{Dir: t.TempDir(), Heard: ear.hear})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,6 +77,16 @@ func TestScript(t *testing.T) {
 			"approve": func(ts *testscript.TestScript, _ bool, _ []string) {
 				ts.Value(laterKey).(*later).approved.Store(true)
 			},
+			"heard":      ear.await,
+			"asked":      asked,
+			"prometheus": prometheus,
+			"secrets":    secrets,
+		},
+		Condition: func(cond string) (bool, error) {
+			if cond != "root" {
+				return false, fmt.Errorf("no condition %q", cond)
+			}
+			return os.Geteuid() == 0, nil
 		},
 	})
 }
@@ -99,6 +114,7 @@ const laterKey = "later"
 type later struct {
 	*httptest.Server
 	approved atomic.Bool
+	asked    chan struct{} // closed at the first request
 }
 
 func startLater(t *testing.T, l *lab.Lab) *later {
@@ -113,9 +129,11 @@ func startLater(t *testing.T, l *lab.Lab) *later {
 	}
 	owner := httputil.NewSingleHostReverseProxy(target)
 	owner.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	s := &later{}
+	s := &later{asked: make(chan struct{})}
+	note := sync.OnceFunc(func() { close(s.asked) })
 	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPost && !s.approved.Load() {
+			note()
 			w.Header().Set("Retry-After", "3600")
 			w.WriteHeader(http.StatusAccepted)
 			return

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"log/slog"
 	"strings"
 
 	"birthmark/pkg/rot"
@@ -40,6 +39,3 @@ const (
 	GuestNames = guestNames
 	GuestBytes = guestBytes
 )
-
-// Log is the agent's own.
-func (a *Agent) Log() *slog.Logger { return a.log }

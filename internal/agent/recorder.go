@@ -32,6 +32,9 @@ type recorder struct {
 	attrs []slog.Attr // of the logger
 }
 
+// Log is the agent's log. The last warnings and errors in it are part of its status.
+func (a *Agent) Log() *slog.Logger { return a.log }
+
 // A kept is what recorders of one log share.
 type kept struct {
 	mu       sync.Mutex

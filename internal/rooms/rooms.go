@@ -49,12 +49,13 @@ var graph = map[string][]string{
 	"internal/metrics": {},
 	"internal/agent": {"internal/config", "internal/metrics", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota", "pkg/lifecycle",
 		"pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
-	"internal/agent/api": {"internal/metrics"},
+	"internal/agent/api":  {"internal/metrics"},
+	"internal/agent/diag": {"internal/config"},
 	"internal/agent/doctor": {"internal/agent", "internal/config", "pkg/audit", "pkg/clock", "pkg/enroll", "pkg/lifecycle", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
 	"internal/agent/once": {"internal/agent", "internal/config", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
-	"cmd/agent": {"internal/agent", "internal/agent/once", "internal/config", "pkg/clock", "pkg/enroll", "pkg/rot",
+	"cmd/agent": {"internal/agent", "internal/agent/api", "internal/agent/diag", "internal/agent/doctor", "internal/agent/once", "internal/config", "pkg/clock", "pkg/enroll", "pkg/rot",
 		"pkg/store", "github.com/spf13/cobra"},
 
 	// The lab: everything that is not on the device.
@@ -76,6 +77,7 @@ var graph = map[string][]string{
 	"internal/rooms":               {},
 	"test/e2e":                     {"internal/agent", "pkg/lifecycle", "pkg/store"},
 	"test/docs":                    {},
+	"test/mutants":                 {},
 	"test/sbom":                    {},
 	"test/vuln":                    {},
 }

@@ -60,28 +60,28 @@ type Check struct {
 // A Report is all that was looked at.
 type Report struct {
 	At     time.Time `json:"at"`
-	By     string    `json:"by"` // "agent", or "command" when none runs
+	Folder string    `json:"folder"` // of the state
+	Agent  bool      `json:"agent"`  // the running agent examined itself
 	Checks []Check   `json:"checks"`
 }
 
 // A Patient is a device.
 type Patient struct {
-	Config *config.Config
+	Config *config.Loaded
 	// Root is the TPM of the agent that runs, or why it has none. Nil when no agent
 	// runs: then the TPM is opened.
 	Root func() (rot.Root, error)
-	By   string // for the report
 }
 
-// Examine looks at everything but the configuration as it is written. It ends within
-// 15 s.
+// Examine looks at everything. It ends within 15 s.
 func Examine(ctx context.Context, p Patient) Report {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, errors.New("the examination took too long"))
 	defer cancel()
-	d, held, err := store.Read[agent.Device](p.Config.Device.State)
-	x := &examination{Patient: p, device: d, held: held, clock: clock.Since(d.Floor)}
+	folder := p.Config.Config.Device.State
+	d, held, err := store.Read[agent.Device](folder)
+	x := &examination{Config: &p.Config.Config, root: p.Root, device: d, held: held, clock: clock.Since(d.Floor)}
 	parts := []func(context.Context) []Check{
-		func(context.Context) []Check { return x.state(err) },
+		func(context.Context) []Check { return []Check{configuration(p.Config), x.state(err), x.audit()} },
 		x.disk, x.time, x.tpm, x.est, x.brokers,
 	}
 	found := make([][]Check, len(parts))
@@ -90,7 +90,7 @@ func Examine(ctx context.Context, p Patient) Report {
 		all.Go(func() { found[i] = part(ctx) })
 	}
 	all.Wait()
-	r := Report{At: x.clock.Now().UTC().Truncate(time.Second), By: p.By}
+	r := Report{At: x.clock.Now().UTC().Truncate(time.Second), Folder: folder, Agent: p.Root != nil}
 	for _, checks := range found {
 		r.Checks = append(r.Checks, checks...)
 	}
@@ -99,14 +99,15 @@ func Examine(ctx context.Context, p Patient) Report {
 
 // An examination is one look at one device.
 type examination struct {
-	Patient
+	*config.Config
+	root   func() (rot.Root, error)
 	device agent.Device // as far as it could be read
 	held   bool         // an agent runs on its folder
 	clock  *clock.Clock
 }
 
-// Configuration looks at the configuration as it is written.
-func Configuration(l *config.Loaded) Check {
+// configuration looks at the configuration by itself.
+func configuration(l *config.Loaded) Check {
 	c := Check{Name: "configuration", Result: OK, Found: fmt.Sprintf("read from %d files, without mistakes", len(l.Files))}
 	if faults := l.Check(); len(faults) > 0 {
 		c.Result, c.Found = Fail, faults[0].Error()

@@ -61,6 +61,9 @@ func inService(t *testing.T, bench *agenttest.Lab, id string) *patient {
 	return p
 }
 
+// loaded is a configuration from nowhere.
+func loaded(c *config.Config) *config.Loaded { return &config.Loaded{Config: *c} }
+
 // check finds a check by its name.
 func check(t *testing.T, r doctor.Report, name string) doctor.Check {
 	t.Helper()
@@ -81,7 +84,7 @@ func TestADeviceThatIsWell(t *testing.T) {
 			t.Errorf("%s: %v", when, err)
 		}
 		for name, says := range map[string]string{
-			"state": "dev-well is operational", "audit log": "an unbroken chain", "disk": "MiB free",
+			"configuration": "without mistakes", "state": "dev-well is operational", "audit log": "an unbroken chain", "disk": "MiB free",
 			"tpm": "firmware", "tpm ek certificate": "is there", "tpm lockout": "0 wrong tries", "tpm handles": "sessions loaded",
 			"idevid": "its key is in the TPM", "ldevid": "its key is in the TPM",
 			"est maker": "is trusted", "est owner": "is trusted", "broker": "is trusted",
@@ -92,11 +95,11 @@ func TestADeviceThatIsWell(t *testing.T) {
 		}
 		check(t, r, "clock") // a machine of tests need not be synchronised
 	}
-	well("examined by the agent", doctor.Examine(t.Context(), doctor.Patient{Config: p.cfg, Root: p.agent.Root}))
+	well("examined by the agent", doctor.Examine(t.Context(), doctor.Patient{Config: loaded(p.cfg), Root: p.agent.Root}))
 	before, _ := os.ReadDir(p.cfg.Device.State)
 
 	// Another program, while the agent has the only connection to the TPM.
-	r := doctor.Examine(t.Context(), doctor.Patient{Config: p.cfg})
+	r := doctor.Examine(t.Context(), doctor.Patient{Config: loaded(p.cfg)})
 	if c := check(t, r, "tpm"); c.Result != doctor.Warn || !strings.Contains(c.Do, "birthmark-admin") {
 		t.Errorf("examined beside the agent: %+v", c)
 	}
@@ -105,7 +108,7 @@ func TestADeviceThatIsWell(t *testing.T) {
 	}
 
 	p.stop()
-	well("examined without an agent", doctor.Examine(t.Context(), doctor.Patient{Config: p.cfg}))
+	well("examined without an agent", doctor.Examine(t.Context(), doctor.Patient{Config: loaded(p.cfg)}))
 	after, _ := os.ReadDir(p.cfg.Device.State)
 	if len(before) == 0 || len(before) != len(after) {
 		t.Errorf("there were %d files in the state folder, now there are %d", len(before), len(after))
@@ -120,7 +123,7 @@ func TestANewDeviceIsNotTouched(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		r := doctor.Examine(t.Context(), doctor.Patient{Config: cfg})
+		r := doctor.Examine(t.Context(), doctor.Patient{Config: loaded(cfg)})
 		if err := r.Err(); err != nil {
 			t.Errorf("%v: %+v", err, r.Checks)
 		}
@@ -204,7 +207,7 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 				t.Fatal(err)
 			}
 			tc.begin(t, &cfg)
-			r := doctor.Examine(t.Context(), doctor.Patient{Config: &cfg})
+			r := doctor.Examine(t.Context(), doctor.Patient{Config: loaded(&cfg)})
 			c := check(t, r, tc.check)
 			if c.Result != tc.result || c.Unreachable != tc.unreachable || !strings.Contains(c.Found+" "+c.Do, tc.says) || c.Do == "" {
 				t.Errorf("%+v, want %s, unreachable %t, and to say %q", c, tc.result, tc.unreachable, tc.says)
@@ -223,7 +226,7 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 func TestARootThatTheAgentHasNotIsSaid(t *testing.T) {
 	cfg := config.Default()
 	cfg.Device.State = t.TempDir()
-	r := doctor.Examine(t.Context(), doctor.Patient{Config: &cfg, Root: func() (rot.Root, error) { return nil, rot.ErrLockout }})
+	r := doctor.Examine(t.Context(), doctor.Patient{Config: loaded(&cfg), Root: func() (rot.Root, error) { return nil, rot.ErrLockout }})
 	if c := check(t, r, "tpm"); c.Result != doctor.Fail || !strings.Contains(c.Do, "wait for the TPM to recover") {
 		t.Errorf("%+v", c)
 	}

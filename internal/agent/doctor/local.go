@@ -21,11 +21,11 @@ const (
 	syncSlow   = time.Second
 )
 
-// state looks at the state file and the audit log. err is what reading the state
+// state looks at the state file. err is what reading the state
 // ended in.
-func (x *examination) state(err error) []Check {
+func (x *examination) state(err error) Check {
 	c := Check{Name: "state", Result: OK, Found: fmt.Sprintf("the device %s is %s", x.device.ID, x.device.State)}
-	aside, _ := filepath.Glob(filepath.Join(x.Config.Device.State, "*.damaged-*"))
+	aside, _ := filepath.Glob(filepath.Join(x.Device.State, "*.damaged-*"))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		c.Found = "there is none yet: the device was never started"
@@ -44,13 +44,13 @@ func (x *examination) state(err error) []Check {
 		c.Result, c.Found = Warn, c.Found+fmt.Sprintf("; %d damaged files were kept aside, such as %s", len(aside), aside[0])
 		c.Do = "look for the cause (disk, power), then remove them"
 	}
-	return []Check{c, x.audit()}
+	return c
 }
 
 // audit follows the chain of the audit log.
 func (x *examination) audit() Check {
 	c := Check{Name: "audit log", Result: OK}
-	f, err := os.Open(filepath.Join(x.Config.Device.State, "audit.log"))
+	f, err := os.Open(filepath.Join(x.Device.State, "audit.log"))
 	if errors.Is(err, fs.ErrNotExist) {
 		c.Found = "there is none yet"
 		return c
@@ -70,7 +70,7 @@ func (x *examination) audit() Check {
 
 // disk looks for room, and whether what is written stays.
 func (x *examination) disk(context.Context) []Check {
-	folder := x.Config.Device.State
+	folder := x.Device.State
 	c := Check{Name: "disk", Result: OK}
 	if _, err := os.Stat(folder); errors.Is(err, fs.ErrNotExist) {
 		c.Found = folder + " is not there yet: the agent makes it"

@@ -23,10 +23,10 @@ func (x *examination) est(ctx context.Context) []Check {
 	defer cancel()
 	checks := []Check{{Name: "est maker", Result: OK, Found: "none: this fleet has no birth CA"}, {}}
 	var both sync.WaitGroup
-	if x.Config.Birth.Mode == config.BirthPassword {
-		both.Go(func() { checks[0] = x.estServer(ctx, "est maker", x.Config.Birth.Server()) })
+	if x.Birth.Mode == config.BirthPassword {
+		both.Go(func() { checks[0] = x.estServer(ctx, "est maker", x.Birth.Server()) })
 	}
-	both.Go(func() { checks[1] = x.estServer(ctx, "est owner", x.Config.EST.Server()) })
+	both.Go(func() { checks[1] = x.estServer(ctx, "est owner", x.EST.Server()) })
 	both.Wait()
 	if c := &checks[0]; c.Result == Fail && x.device.State != lifecycle.Blank {
 		c.Result, c.Unreachable = Warn, false
@@ -53,7 +53,7 @@ func (x *examination) estServer(ctx context.Context, name string, s config.Serve
 func (x *examination) brokers(ctx context.Context) []Check {
 	ctx, cancel := context.WithTimeoutCause(ctx, serverLimit, fmt.Errorf("no answer within %v", serverLimit))
 	defer cancel()
-	urls := x.Config.Broker.URLs
+	urls := x.Broker.URLs
 	if len(urls) == 0 {
 		return []Check{{Name: "broker", Result: Fail, Found: "none is configured", Do: "set broker.urls"}}
 	}
@@ -85,7 +85,7 @@ func (x *examination) brokers(ctx context.Context) []Check {
 // broker makes a TLS handshake with the broker at address, without a certificate of
 // ours. Whether the broker then hangs up, because it wants one, makes no difference.
 func (x *examination) broker(ctx context.Context, address string) error {
-	anchors, err := config.ReadCertificates(x.Config.Broker.Anchors)
+	anchors, err := config.ReadCertificates(x.Broker.Anchors)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ var errHeld = errors.New("the running agent has it for itself, and was not asked
 // tpm looks at the TPM, and at the certificates for keys in it.
 func (x *examination) tpm(ctx context.Context) []Check {
 	root, health, err := x.openTPM(ctx)
-	if root != nil && x.Root == nil {
+	if root != nil && x.root == nil {
 		defer root.Close() // it was only read from
 	}
 	if err != nil {
@@ -36,10 +36,10 @@ func (x *examination) tpm(ctx context.Context) []Check {
 
 // openTPM is the TPM, and how it is. The root is nil for a TPM that no agent has met.
 func (x *examination) openTPM(ctx context.Context) (root rot.Root, h tpm.Health, err error) {
-	c := tpm.Config{Address: x.Config.TPM.Address, Known: x.device.Root, Deadline: serverLimit}
+	c := tpm.Config{Address: x.TPM.Address, Known: x.device.Root, Deadline: serverLimit}
 	switch {
-	case x.Root != nil:
-		root, err = x.Root()
+	case x.root != nil:
+		root, err = x.root()
 	case x.held && !filepath.IsAbs(c.Address): // a socket has one client at a time
 		err = errHeld
 	case c.Known.Kind == "":

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"birthmark/internal/agent"
+	"birthmark/internal/agent/api"
+	"birthmark/internal/agent/doctor"
+	"birthmark/internal/config"
+)
+
+const (
+	statusPatience = 3 * time.Second
+	doctorPatience = 20 * time.Second // an examination takes 15 s at most
+)
+
+// openDoors opens the doors of a. A device goes on living without them.
+func openDoors(a *agent.Agent, conf *config.Loaded) *api.Doors {
+	doors, err := api.Open(conf.Config.Doors.Folder, api.Agent{
+		Status:  func() any { return a.Status() },
+		Metrics: a.Metrics,
+		Doctor: func(ctx context.Context) any {
+			return doctor.Examine(ctx, doctor.Patient{Config: conf, Root: a.Root})
+		},
+		Tell: func(m api.Message) error {
+			err := a.Tell(m.Name, m.Object, m.Durable)
+			if errors.Is(err, agent.ErrNoRoom) {
+				err = fmt.Errorf("%w: %w", api.ErrNoRoom, err)
+			}
+			return err
+		},
+	}, a.Log())
+	if err != nil {
+		a.Log().Error("not all doors are open; the agent runs without", "err", err)
+	}
+	return doors
+}
+
+// ask asks the agent whose door and state are those of conf, for something that names
+// its state folder. It says whether there is an answer; why not, where somebody
+// should know, it writes to notes.
+func ask[T any](ctx context.Context, conf *config.Loaded, door, path string, patience time.Duration, folder func(T) string, notes io.Writer) (answer T, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	text, err := api.Get(ctx, conf.Config.Doors.Folder, door, path)
+	if err == nil {
+		err = json.Unmarshal(text, &answer)
+	}
+	switch {
+	case errors.Is(err, api.ErrNobody):
+		return answer, false
+	case err != nil:
+		fmt.Fprintln(notes, "birthmark: "+oneLine(err))
+		return answer, false
+	}
+	// Otherwise it is the agent of another state folder.
+	return answer, folder(answer) == conf.Config.Device.State
+}
+
+// status is what the agent says of the device or, where none answers, its state file.
+func status(ctx context.Context, conf *config.Loaded, notes io.Writer) (agent.Status, error) {
+	s, ok := ask(ctx, conf, api.Status, "/v1/status", statusPatience, func(s agent.Status) string { return s.Folder }, notes)
+	if ok {
+		return s, nil
+	}
+	return agent.ReadStatus(conf.Config.Device.State)
+}
+
+// examine lets the agent examine the device or, where none answers, does it.
+func examine(ctx context.Context, conf *config.Loaded, notes io.Writer) doctor.Report {
+	r, ok := ask(ctx, conf, api.Control, "/v1/doctor", doctorPatience, func(r doctor.Report) string { return r.Folder }, notes)
+	if ok {
+		return r
+	}
+	return doctor.Examine(ctx, doctor.Patient{Config: conf})
+}
