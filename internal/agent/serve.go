@@ -88,7 +88,22 @@ func (a *Agent) link(ctx context.Context) (*telemetry.Link, rot.Key, error) {
 		Log:       a.log,
 
 		OnConnected: a.live.connected,
+		OnClone:     a.suspectClone,
 	}, key, nil
+}
+
+// suspectClone tells the owner, and whoever reads the audit log, that the session is
+// taken over again and again, which another device with this credential would do.
+func (a *Agent) suspectClone() {
+	d := a.store.Get()
+	a.record("clone-suspected")
+	event, err := telemetry.Event(d.ID, "clone-suspected", a.clock.Now(), credentialFacts(d.Owner))
+	if err == nil {
+		err = a.put(event)
+	}
+	if err != nil {
+		a.log.Error("cannot keep an event", "event", "clone-suspected", "err", err)
+	}
 }
 
 // facts is what the device says of itself when it comes online.
