@@ -341,3 +341,28 @@ func TestAnswersHaveAMeaning(t *testing.T) {
 		end()
 	}
 }
+
+// A key that the TPM would not unload takes up one of its few slots, and nobody
+// knows of it any more.
+func TestKeysThatWereNotUnloadedDoNotFillTheTPM(t *testing.T) {
+	p := interpose(t, tpm.Start(t))
+	r := open(t, tpm.Config{Address: p.address})
+	k := idevid(t, r)
+	for range 3 { // as many as there are slots
+		for range 2 {
+			create(t, r, rot.P256)
+		}
+		end := p.onCommand(func(code tpm2.TPMCC, _ []byte) []byte {
+			if code == tpm2.TPMCCFlushContext {
+				return refusal(tpm2.TPMRCLocality)
+			}
+			return nil
+		})
+		if _, err := r.Create(t.Context(), rot.P256); !errors.Is(err, rot.ErrBusy) {
+			t.Errorf("got %v, want rot.ErrBusy", err)
+		}
+		end()
+	}
+	wantSigns(t, k)
+	r.Close()
+}
