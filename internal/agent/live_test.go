@@ -49,13 +49,16 @@ func TestStatusAndMetricsTellHowItIsGoing(t *testing.T) {
 		}
 	}
 	if values[`birthmark_step_failures_total{kind="network"}`] < 1 || values["birthmark_tpm_commands_total"] < 10 ||
-		values[`birthmark_cert_expiry_seconds{certificate="ldevid"}`] < 3600 {
+		values[`birthmark_cert_expiry_seconds{certificate="ldevid"}`] < 3600 || values[`birthmark_cert_expiry_seconds{certificate="idevid"}`] < 7900*365*24*3600 {
 		t.Errorf("without a broker: %v", values)
 	}
 
 	open()
 	p.awaitService()
 	s = p.agent.Status()
+	if s.Birth.DaysLeft < 7900*365 { // it ends in 9999
+		t.Errorf("the IDevID has %d days left until %v", s.Birth.DaysLeft, s.Birth.NotAfter)
+	}
 	if s.State != "operational" || !s.Live.Broker.Up || s.Live.Broker.Sessions != 1 || s.Live.Broker.Since.IsZero() || s.Live.Retry != nil {
 		t.Errorf("in service: %+v, %+v", s, s.Live)
 	}

@@ -40,7 +40,7 @@ func (a *Agent) Metrics() ([]byte, error) {
 		cert *Certificate
 	}{{"idevid", s.Birth}, {"ldevid", s.Owner}} {
 		if c.cert != nil {
-			expiry = append(expiry, labelled(c.cert.NotAfter.Sub(a.clock.Now()).Seconds(), "certificate", c.name))
+			expiry = append(expiry, labelled(float64(secondsLeft(c.cert.NotAfter, a.clock.Now())), "certificate", c.name))
 		}
 	}
 	var kinds []string

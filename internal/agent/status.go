@@ -161,6 +161,10 @@ func summary(chain string, now time.Time) (*Certificate, error) {
 	c := certs[0]
 	return &Certificate{
 		Subject: c.Subject.String(), Serial: Serial(c), Issuer: c.Issuer.String(),
-		NotAfter: c.NotAfter, DaysLeft: int(c.NotAfter.Sub(now).Hours() / 24),
+		NotAfter: c.NotAfter, DaysLeft: int(secondsLeft(c.NotAfter, now) / (24 * 60 * 60)),
 	}, nil
 }
+
+// secondsLeft is the time from now to end. A time.Duration ends after 292 years, an
+// IDevID's certificate in the year 9999.
+func secondsLeft(end, now time.Time) int64 { return end.Unix() - now.Unix() }

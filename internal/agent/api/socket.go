@@ -13,7 +13,7 @@ import (
 )
 
 // everybody is in place of a group.
-const everybody = "*"
+const everybody = "everybody"
 
 // draft is the folder, for its owner only, in which a socket is made before it is
 // moved to its place.

@@ -108,7 +108,7 @@ type examination struct {
 
 // configuration looks at the configuration by itself.
 func configuration(l *config.Loaded) Check {
-	c := Check{Name: "configuration", Result: OK, Found: fmt.Sprintf("read from %d files, without mistakes", len(l.Files))}
+	c := Check{Name: "configuration", Result: OK, Found: fmt.Sprintf("without mistakes (files read: %d)", len(l.Files))}
 	if faults := l.Check(); len(faults) > 0 {
 		c.Result, c.Found = Fail, faults[0].Error()
 		if len(faults) > 1 {
