@@ -54,8 +54,8 @@ check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms
 	@test/run.sh fmt vet lint race rooms
 
 .PHONY: bench
-bench: build ## measure, and hold the figures against docs/numbers.md
-	@test/bench.sh
+bench: setup build ## beside other people's programs, against docs/numbers.md; UPDATE=1 writes docs/bench.md
+	@go run ./test/bench $(if $(UPDATE),-write docs/bench.md)
 
 .PHONY: sbom
 sbom: build ## bin/birthmark.cdx.json: what is linked into both binaries, as CycloneDX

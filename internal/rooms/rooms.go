@@ -76,6 +76,7 @@ var graph = map[string][]string{
 	"internal/promises":            {},
 	"internal/rooms":               {},
 	"test/e2e":                     {"internal/agent", "pkg/lifecycle", "pkg/store"},
+	"test/bench":                   {"internal/lab", "internal/swtpm"},
 	"test/docs":                    {},
 	"test/mutants":                 {},
 	"test/sbom":                    {},

@@ -1,0 +1,156 @@
+// Bench measures birthmark beside other people's programs that do the same, in one
+// run on one machine, and holds the figures against docs/numbers.md. `make bench`
+// starts it; exit code 1 says that a limit is exceeded, 2 that it could not measure.
+//
+//	start-to-publish-ratio  `birthmark run`, key in the TPM      mosquitto_pub, key in a file
+//	enrolment-ratio         `birthmark enroll`, key in the TPM   openssl and curl, key in a file
+//	agent-memory-idle       `birthmark run` at rest              mosquitto_sub (shown)
+//	tpm-commands-message    the TPM of `birthmark run` while it sends telemetry
+//	device-binary-size      bin/birthmark
+//
+// What else docs/numbers.md names is looked for among what the module's Go benchmarks
+// report; a limit that nothing measures yet is said, and no fault.
+//
+// All take their turns in the same seconds: ours, peer, ours, peer, for some rounds, of
+// which the best counts, so that a ratio holds on a slow or busy machine too. A time
+// alone says little: none is asserted anywhere. How each figure is taken, and what was
+// done to be fair, is in docs/bench.md, whose tables -write renews.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+const (
+	exitExceeded = 1
+	exitFailed   = 2
+)
+
+// options are how much is done.
+type options struct {
+	agent      string        // the device binary
+	rounds     int           // of everything
+	publishes  int           // turns of a lane in a round
+	enrolments int           // the same
+	rest       time.Duration // how long it is idle in a round
+	settle     time.Duration // how long a process is left alone before that
+	readings   int           // telemetry during which the TPM is listened to
+	benchmarks bool          // run the Go benchmarks as well
+}
+
+func main() {
+	o := options{publishes: 15, enrolments: 4, settle: 5 * time.Second, readings: 3, benchmarks: true}
+	flag.StringVar(&o.agent, "agent", "bin/birthmark", "the device `binary`")
+	flag.IntVar(&o.rounds, "rounds", 3, "`number` of rounds, of which the best counts")
+	flag.DurationVar(&o.rest, "rest", 20*time.Second, "how long the agent is idle in a round")
+	table := flag.String("limits", "docs/numbers.md", "Markdown `file` with the table of limits")
+	page := flag.String("write", "", "Markdown `file` whose tables are renewed")
+	flag.Parse()
+	if flag.NArg() > 0 || o.rounds < 1 {
+		flag.Usage()
+		os.Exit(exitFailed)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	exceeded, err := bench(ctx, o, *table, *page)
+	switch {
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(exitFailed)
+	case exceeded > 0:
+		os.Exit(exitExceeded)
+	}
+}
+
+// bench measures, prints and returns how many limits are exceeded.
+func bench(ctx context.Context, o options, table, page string) (exceeded int, err error) {
+	f, err := os.Open(table)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	limits, err := readLimits(f)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", table, err)
+	}
+	m, err := measure(ctx, o)
+	if err != nil {
+		return 0, err
+	}
+	about, err := describe(ctx, o.agent)
+	if err != nil {
+		return 0, err
+	}
+	text, exceeded := report(about, limits, m)
+	fmt.Print(text)
+	if page != "" {
+		err = renew(page, text)
+	}
+	return exceeded, err
+}
+
+// A measurement is all that was found out.
+type measurement struct {
+	figures    figures
+	publishing []*lane
+	enrolling  []*lane
+	resting    []*rests
+}
+
+// figures are what was measured, by the names of docs/numbers.md.
+type figures map[string][]float64
+
+func (f figures) add(name string, value float64) { f[name] = append(f[name], value) }
+
+// measure does everything, in rounds.
+func measure(ctx context.Context, o options) (_ *measurement, err error) {
+	w, err := newWorld(ctx, o.agent)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	m := &measurement{figures: figures{}, publishing: w.publishing(), enrolling: w.enrolling(),
+		resting: []*rests{{name: "birthmark run"}, {name: "mosquitto_sub"}}}
+	for round := range o.rounds {
+		fmt.Fprintf(os.Stderr, "round %d of %d: publish", round+1, o.rounds)
+		if err := race(ctx, o.publishes, m.publishing); err != nil {
+			return nil, err
+		}
+		fmt.Fprint(os.Stderr, ", enrol")
+		if err := race(ctx, o.enrolments, m.enrolling); err != nil {
+			return nil, err
+		}
+		fmt.Fprint(os.Stderr, ", rest")
+		if err := w.idle(ctx, m.resting[0], m.resting[1], o); err != nil {
+			return nil, err
+		}
+		if o.benchmarks {
+			fmt.Fprint(os.Stderr, ", Go benchmarks")
+			if err := goBenchmarks(ctx, m.figures); err != nil {
+				return nil, err
+			}
+		}
+		fmt.Fprintln(os.Stderr)
+	}
+	commands, err := w.commandsOfMessages(ctx, o.readings)
+	if err != nil {
+		return nil, err
+	}
+	m.figures.add("tpm-commands-message", commands)
+	info, err := os.Stat(o.agent)
+	if err != nil {
+		return nil, err
+	}
+	m.figures.add("device-binary-size", float64(info.Size()))
+	m.figures.add("start-to-publish-ratio", m.publishing[0].ratio(m.publishing[1]))
+	m.figures.add("enrolment-ratio", m.enrolling[0].ratio(m.enrolling[1]))
+	m.figures.add("agent-memory-idle", m.resting[0].best().rss)
+	return m, nil
+}
