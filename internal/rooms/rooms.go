@@ -34,6 +34,7 @@ var graph = map[string][]string{
 	"pkg/store":     {"golang.org/x/sys"},
 
 	// Features. They meet in internal/agent only.
+	"pkg/attest":          {},
 	"pkg/csr":             {"pkg/cms"},
 	"pkg/enroll":          {"pkg/cms", "pkg/clock"},
 	"pkg/fota":            {},
