@@ -60,7 +60,9 @@ func EKHashes(tb testing.TB, s *swtpm.TPM) []string {
 	defer done()
 	var hashes []string
 	for _, t := range ekTemplates {
-		hashes = append(hashes, keyHash(chip{tb, conn}.ek(t.public, 0)))
+		if t.name != swtpmLacks {
+			hashes = append(hashes, keyHash(chip{tb, conn}.ek(t.public, 0)))
+		}
 	}
 	return hashes
 }

@@ -96,21 +96,25 @@ func primary(t tpm2.TPMTPublic, unique string) tpm2.TPMTPublic {
 // An ekTemplate says how a TPM makes an endorsement key, and where a chip maker
 // puts its certificate (TCG EK Credential Profile 2.5, 2.2.1.4 and B.6).
 type ekTemplate struct {
+	name        string         // in the profile
 	certificate tpm2.TPMHandle // NV index
 	persistent  tpm2.TPMHandle // where the key may be kept ready
 	public      tpm2.TPMTPublic
 }
 
 // ekTemplates in the order of preference: ECC first, since a TPM may take seconds
-// to make an RSA key. P-521, SM2 and RSA above 2048 bits are not here; a chip that
-// has them has one of these too. The first is also used, without certificate,
-// when the TPM holds no certificate at all.
+// to make an RSA key; the commonest first of each. The first is also used, without
+// certificate, when the TPM holds no certificate at all. H-5 (SM2) is missing: Go's
+// library does not know its curve.
 var ekTemplates = []ekTemplate{
-	{0x01C0000A, 0x81010002, tpm2.ECCEKTemplate},                                              // L-2
-	{0x01C00014, 0x81010014, highEK(tpm2.TPMAlgSHA256, 128, policyB256, tpm2.TPMECCNistP256)}, // H-2
-	{0x01C00016, 0x81010016, highEK(tpm2.TPMAlgSHA384, 256, policyB384, tpm2.TPMECCNistP384)}, // H-3
-	{0x01C00002, 0x81010001, tpm2.RSAEKTemplate},                                              // L-1
-	{0x01C00012, 0x81010012, highRSAEK()},                                                     // H-1
+	{"L-2", 0x01C0000A, 0x81010002, tpm2.ECCEKTemplate},
+	{"H-2", 0x01C00014, 0x81010014, highEK(tpm2.TPMAlgSHA256, 128, policyB256, tpm2.TPMECCNistP256)},
+	{"H-3", 0x01C00016, 0x81010016, highEK(tpm2.TPMAlgSHA384, 256, policyB384, tpm2.TPMECCNistP384)},
+	{"H-4", 0x01C00018, 0x81010018, highEK(tpm2.TPMAlgSHA512, 256, policyB512, tpm2.TPMECCNistP521)},
+	{"L-1", 0x01C00002, 0x81010001, tpm2.RSAEKTemplate},
+	{"H-1", 0x01C00012, 0x81010012, highRSAEK(tpm2.TPMAlgSHA256, 128, policyB256, 2048)},
+	{"H-6", 0x01C0001C, 0x8101001C, highRSAEK(tpm2.TPMAlgSHA384, 256, policyB384, 3072)},
+	{"H-7", 0x01C0001E, 0x8101001E, highRSAEK(tpm2.TPMAlgSHA384, 256, policyB384, 4096)},
 }
 
 // PolicyB is PolicyOR(PolicySecret(endorsement), PolicyAuthorizeNV(a vendor's
@@ -119,6 +123,8 @@ var (
 	policyB256 = unhex("ca3d0a99a2b93906f7a3342414efcfb3a385d44cd1fd459089d19b5071c0b7a0")
 	policyB384 = unhex("b26e7d28d11a50bc53d882bcf5fd3a1a074148bb35d3b4e4cb1c0ad9bde419ca" +
 		"cb47ba09699646150f9fc000f3f80e12")
+	policyB512 = unhex("b8221ca69e8550a4914de3faa6a18c072cc01208073a928d5d66d59ef79e49a4" +
+		"29c41a6b269571d57edb25fbdb1838425608b413cd616a5f6db5b6071af99bea")
 )
 
 func unhex(s string) []byte {
@@ -130,21 +136,22 @@ func unhex(s string) []byte {
 }
 
 // highEK is an ECC template of the high range: empty unique, PolicyB.
-func highEK(nameAlg tpm2.TPMAlgID, bits int, policy []byte, curve tpm2.TPMECCCurve) tpm2.TPMTPublic {
+func highEK(nameAlg tpm2.TPMAlgID, aesBits int, policy []byte, curve tpm2.TPMECCCurve) tpm2.TPMTPublic {
 	t := tpm2.ECCEKTemplate
 	t.NameAlg = nameAlg
 	t.ObjectAttributes.UserWithAuth = true
 	t.AuthPolicy = tpm2.TPM2BDigest{Buffer: policy}
-	t.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{Symmetric: aesCFB(bits), CurveID: curve})
+	t.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgECC, &tpm2.TPMSECCParms{Symmetric: aesCFB(aesBits), CurveID: curve})
 	t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgECC, &tpm2.TPMSECCPoint{})
 	return t
 }
 
-func highRSAEK() tpm2.TPMTPublic {
+func highRSAEK(nameAlg tpm2.TPMAlgID, aesBits int, policy []byte, bits tpm2.TPMKeyBits) tpm2.TPMTPublic {
 	t := tpm2.RSAEKTemplate
+	t.NameAlg = nameAlg
 	t.ObjectAttributes.UserWithAuth = true
-	t.AuthPolicy = tpm2.TPM2BDigest{Buffer: policyB256}
-	t.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{Symmetric: aesCFB(128), KeyBits: 2048})
+	t.AuthPolicy = tpm2.TPM2BDigest{Buffer: policy}
+	t.Parameters = tpm2.NewTPMUPublicParms(tpm2.TPMAlgRSA, &tpm2.TPMSRSAParms{Symmetric: aesCFB(aesBits), KeyBits: bits})
 	t.Unique = tpm2.NewTPMUPublicID(tpm2.TPMAlgRSA, &tpm2.TPM2BPublicKeyRSA{})
 	return t
 }
