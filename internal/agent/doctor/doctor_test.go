@@ -2,6 +2,7 @@ package doctor_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +21,7 @@ import (
 	"birthmark/internal/swtpm/swtpmtest"
 	"birthmark/pkg/rot"
 	"birthmark/pkg/rot/tpm"
+	"birthmark/pkg/store"
 )
 
 // A patient is a device in service.
@@ -78,6 +80,7 @@ func check(t *testing.T, r doctor.Report, name string) doctor.Check {
 
 func TestADeviceThatIsWell(t *testing.T) {
 	p := inService(t, agenttest.StartLab(t), "dev-well")
+	p.cfg.Birth.PasswordFile += "-gone" // no credential is used, so none is missed
 	well := func(when string, r doctor.Report) {
 		t.Helper()
 		if err := r.Err(); err != nil {
@@ -191,6 +194,18 @@ func TestWhatIsWrongIsFound(t *testing.T) {
 		{"a state that is damaged", write("state.json", `{"schema":1,"sta`), "state", doctor.Fail, false, "keeps a damaged file aside"},
 		{"a state from the future", write("state.json", `{"schema":9,"state":"ascended"}`), "state", doctor.Fail, false, `"ascended" is not known`},
 		{"a state that was damaged", write("state.json.damaged-1", `{`), "state", doctor.Warn, false, "look for the cause"},
+		{"a certificate for another key", func(t *testing.T, c *config.Config) {
+			d, _, err := store.Read[agent.Device](c.Device.State)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.Owner.Chain = d.Birth.Chain
+			text, err := json.Marshal(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			write("state.json", string(text))(t, c)
+		}, "ldevid", doctor.Fail, false, "is for another key"},
 		{"an audit log that was changed", func(t *testing.T, c *config.Config) {
 			file := filepath.Join(c.Device.State, "audit.log")
 			text, err := os.ReadFile(file)
