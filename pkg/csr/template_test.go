@@ -287,3 +287,40 @@ func TestTemplatesThatAreRefused(t *testing.T) {
 		}
 	}
 }
+
+// Whatever a template holds: the request has the device's name once, and asks for
+// nothing that a device should not have. Seeds are in testdata/fuzz.
+func FuzzTemplate(f *testing.F) {
+	own := commonName(f, "dev-1")
+	f.Fuzz(func(t *testing.T, subject, key, attributes []byte) {
+		a, err := ParseAttrs(attrs(attr(attrTemplate, enc(0x30, number(0), subject, key, enc(0xa1, attributes)))))
+		if algorithm, ok := a.Algorithm(); ok && (err != nil || !slices.Contains([]string{"P-256", "P-384", "RSA-2048"}, algorithm)) {
+			t.Fatalf("algorithm %q, %v", algorithm, err)
+		}
+		req := Request{Subject: own}
+		a.Apply(&req)
+		var name nameTemplate
+		if rest, err := asn1.Unmarshal(req.Subject, &name); err != nil || len(rest) > 0 || len(req.Subject) > 2*dnLimit {
+			t.Fatalf("the subject is no name: % x, %v", req.Subject, err)
+		}
+		n := 0
+		for _, relative := range name {
+			for _, a := range relative {
+				if dotted(a.Type) == commonNameType {
+					n++
+					if string(a.Value.Bytes) != "dev-1" {
+						t.Errorf("the common name is %q", a.Value.Bytes)
+					}
+				}
+			}
+		}
+		if n != 1 {
+			t.Errorf("%d common names, want 1", n)
+		}
+		for _, e := range req.Extensions {
+			if allows := harmless[e.Id.String()]; allows == nil || !allows(e.Value) {
+				t.Errorf("the request has extension %v, % x", e.Id, e.Value)
+			}
+		}
+	})
+}
