@@ -138,6 +138,7 @@ func TestCheckFindsWhatCannotWork(t *testing.T) {
 		{"BROKER__RECONNECT_WINDOW=-1s", `broker.reconnect_window is -1s: choose from 0s to 1h0m0s`},
 		{"TELEMETRY__INTERVAL=1ms", `telemetry.interval is 1ms: choose from 1s to 24h0m0s`},
 		{"TELEMETRY__LABELS=Ort=x", `telemetry.labels has the name "Ort": use a-z 0-9 _, at most 64`},
+		{"TELEMETRY__LABELS=2nd=x", `telemetry.labels has the name "2nd": use`},
 		{"TELEMETRY__LABELS=x=" + strings.Repeat("y", 257), `telemetry.labels has 257 bytes in "x": keep at most 256`},
 		{"TELEMETRY__LABELS=" + many(32, "x%d=y"), `telemetry.labels has 33 entries: keep at most 32`},
 		{"DOORS__FOLDER=", `doors.folder is "": name a folder by its whole path`},

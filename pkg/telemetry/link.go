@@ -177,7 +177,7 @@ func (l *Link) session(ctx context.Context, broker *url.URL) (up time.Duration, 
 // check says what is wrong with the Link, and takes its addresses apart.
 func (l *Link) check() ([]*url.URL, error) {
 	switch {
-	case !idPattern.MatchString(l.ID):
+	case !isName(l.ID, idSet):
 		return nil, fmt.Errorf("cannot use %q as device id: 1 to 64 of A-Z a-z 0-9 _ - are allowed", l.ID)
 	case len(l.Brokers) == 0:
 		return nil, errors.New("cannot connect: no broker is configured")

@@ -43,7 +43,6 @@ package telemetry
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 )
 
@@ -80,15 +79,31 @@ type Message struct {
 
 // Device ids and topic levels hold nothing that means something to a broker. An
 // id has no "." either: distributed brokers turn a level with one into two.
-var (
-	idPattern    = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-	topicPattern = regexp.MustCompile(`^(tele|evt|res/[A-Za-z0-9._-]{1,64})/[A-Za-z0-9._-]{1,64}$`)
+const (
+	idSet     = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
+	levelSet  = idSet + "."
+	nameLimit = 64 // characters of an id or a level
 )
+
+// isName reports whether s is 1 to 64 characters of a set.
+func isName(s, set string) bool {
+	return s != "" && len(s) <= nameLimit && strings.Trim(s, set) == ""
+}
+
+// isTopic reports whether s can be a Message's.
+func isTopic(s string) bool {
+	kind, name, _ := strings.Cut(s, "/")
+	if kind == "res" {
+		verb, id, _ := strings.Cut(name, "/")
+		return isName(verb, levelSet) && isName(id, levelSet)
+	}
+	return (kind == "tele" || kind == "evt") && isName(name, levelSet)
+}
 
 // check says what is wrong with m, its payload aside.
 func (m Message) check() error {
 	switch {
-	case !topicPattern.MatchString(m.Topic):
+	case !isTopic(m.Topic):
 		return fmt.Errorf("topic %q is not tele/NAME, evt/TYPE or res/TYPE/ID", m.Topic)
 	case m.QoS > 1:
 		return fmt.Errorf("QoS is %d: only 0 and 1 are used", m.QoS)
