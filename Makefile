@@ -14,7 +14,7 @@ SHELL       := /bin/bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y go.mod)
 GO_BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -buildid= \
-	-X birthmark/internal/agent.Version=$(VERSION) \
+	-X birthmark/internal/version.version=$(VERSION) \
 	-X birthmark/pkg/clock.buildTime=$(SOURCE_DATE_EPOCH)'
 
 FUZZTIME ?= 10s

@@ -11,6 +11,7 @@ import (
 	"birthmark/internal/agent"
 	"birthmark/internal/agent/api"
 	"birthmark/internal/agent/doctor"
+	"birthmark/internal/cli"
 	"birthmark/internal/config"
 )
 
@@ -55,7 +56,7 @@ func ask[T any](ctx context.Context, conf *config.Loaded, door, path string, pat
 	case errors.Is(err, api.ErrNobody):
 		return answer, false
 	case err != nil:
-		fmt.Fprintln(notes, "birthmark: "+oneLine(err))
+		fmt.Fprintln(notes, "birthmark: "+cli.Line(err, agent.Hint(err)))
 		return answer, false
 	}
 	// Otherwise it is the agent of another state folder.

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"birthmark/internal/agent/once"
+	"birthmark/internal/cli"
 	"birthmark/pkg/rot"
 )
 
@@ -55,7 +56,7 @@ pending/ below the folder, and the same command line goes on with it.`,
 			return err
 		}
 		if asJSON {
-			return printJSON(cmd.OutOrStdout(), result)
+			return cli.PrintJSON(cmd.OutOrStdout(), result)
 		}
 		for _, change := range result.Changes {
 			fmt.Fprintln(cmd.OutOrStdout(), "accepted, though not asked for:", change)

@@ -12,7 +12,9 @@ import (
 
 	"birthmark/internal/agent/api"
 	"birthmark/internal/agent/diag"
+	"birthmark/internal/cli"
 	"birthmark/internal/config"
+	"birthmark/internal/version"
 )
 
 // The verbs that look at a device. They need no complete configuration, since they
@@ -38,7 +40,7 @@ func statusCommand() *cobra.Command {
 			return err
 		}
 		if asJSON {
-			return printJSON(cmd.OutOrStdout(), s)
+			return cli.PrintJSON(cmd.OutOrStdout(), s)
 		}
 		return s.Print(cmd.OutOrStdout())
 	}
@@ -68,7 +70,7 @@ failed did because somebody did not answer. It takes 15 seconds at most.`,
 		r := examine(cmd.Context(), conf, cmd.ErrOrStderr())
 		print := r.Print
 		if asJSON {
-			print = func(w io.Writer) error { return printJSON(w, r) }
+			print = func(w io.Writer) error { return cli.PrintJSON(w, r) }
 		}
 		return errors.Join(print(cmd.OutOrStdout()), r.Err())
 	}
@@ -110,7 +112,7 @@ request is in it. What could not be had stands in its missing.txt.`,
 			return errors.Join(err, os.Remove(out))
 		}
 		if asJSON {
-			return printJSON(cmd.OutOrStdout(), struct {
+			return cli.PrintJSON(cmd.OutOrStdout(), struct {
 				File string `json:"file"`
 			}{out})
 		}
@@ -128,10 +130,10 @@ func diagParts(cmd *cobra.Command, conf *config.Loaded, now time.Time) []diag.Pa
 		diag.JSON("version.json", func() (any, error) {
 			kernel, err := config.ReadFile("/proc/sys/kernel/osrelease")
 			return struct {
-				Version  version   `json:"version"`
-				Kernel   string    `json:"kernel"`
-				Gathered time.Time `json:"gathered"`
-			}{thisVersion(), strings.TrimSpace(string(kernel)), now.UTC()}, err
+				Version  version.Info `json:"version"`
+				Kernel   string       `json:"kernel"`
+				Gathered time.Time    `json:"gathered"`
+			}{version.This(), strings.TrimSpace(string(kernel)), now.UTC()}, err
 		}),
 		diag.System(),
 		diag.Configuration(conf),

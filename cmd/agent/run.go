@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"birthmark/internal/agent"
+	"birthmark/internal/cli"
 	"birthmark/internal/config"
 )
 
@@ -24,16 +25,10 @@ func load(file string) (*config.Loaded, error) {
 		return nil, err
 	}
 	if found := conf.Check(); len(found) > 0 {
-		return nil, mistakes(found)
+		return nil, cli.Errors(found)
 	}
 	return conf, nil
 }
-
-// mistakes are all that is wrong with a configuration.
-type mistakes []error
-
-func (m mistakes) Error() string   { return errors.Join(m...).Error() }
-func (m mistakes) Unwrap() []error { return m }
 
 func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -86,7 +81,7 @@ func configCommand() *cobra.Command {
 			return err
 		}
 		if *showJSON {
-			return printJSON(cmd.OutOrStdout(), conf.Values())
+			return cli.PrintJSON(cmd.OutOrStdout(), conf.Values())
 		}
 		return conf.Show(cmd.OutOrStdout(), *origin)
 	}
@@ -101,7 +96,7 @@ func configCommand() *cobra.Command {
 			return err
 		}
 		if *checkJSON {
-			return printJSON(cmd.OutOrStdout(), struct {
+			return cli.PrintJSON(cmd.OutOrStdout(), struct {
 				Files []string `json:"files"`
 			}{conf.Files})
 		}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"birthmark/internal/cli"
 	"birthmark/internal/lab"
 )
 
@@ -24,14 +25,14 @@ send mosquitto a SIGHUP, before they are over.`,
 		Example: "  birthmark-lab mosquitto --dir ~/lab\n  mosquitto -c ~/lab/mosquitto/mosquitto.conf",
 	}
 	dirFlag(cmd, &dir)
-	jsonFlag(cmd, &asJSON)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		conf, url, err := lab.Mosquitto(cmd.Context(), dir)
 		if err != nil {
 			return err
 		}
 		if asJSON {
-			return printJSON(cmd.OutOrStdout(), struct {
+			return cli.PrintJSON(cmd.OutOrStdout(), struct {
 				Config string `json:"config"`
 				Broker string `json:"broker"`
 			}{conf, url})

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"birthmark/internal/cli"
 	"birthmark/internal/lab"
 )
 
@@ -20,7 +21,7 @@ for. One that the device had before is void. The lab may be up or not.`,
 	}
 	dirFlag(cmd, &dir)
 	cmd.Flags().StringVar(&whose, "ca", "", "whose `CA`: maker or owner")
-	jsonFlag(cmd, &asJSON)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if whose != lab.Maker && whose != lab.Owner {
 			return usageError(fmt.Sprintf("--ca is %q: choose maker or owner", whose))
@@ -30,7 +31,7 @@ for. One that the device had before is void. The lab may be up or not.`,
 			return err
 		}
 		if asJSON {
-			return printJSON(cmd.OutOrStdout(), struct {
+			return cli.PrintJSON(cmd.OutOrStdout(), struct {
 				CA       string `json:"ca"`
 				ID       string `json:"id"`
 				Password string `json:"password"`

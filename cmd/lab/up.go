@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"birthmark/internal/cli"
 	"birthmark/internal/lab"
 )
 
@@ -53,7 +54,7 @@ clients of the broker do in DIR/broker.log.`,
 func printLab(w io.Writer, l *lab.Lab, noBroker, asJSON bool) error {
 	file := func(elem ...string) string { return filepath.Join(append([]string{l.Dir()}, elem...)...) }
 	if asJSON {
-		return printJSON(w, struct {
+		return cli.PrintJSON(w, struct {
 			Dir      string `json:"dir"`
 			Maker    string `json:"maker"`
 			Owner    string `json:"owner"`

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"birthmark/internal/metrics"
+	"birthmark/internal/version"
 	"birthmark/pkg/lifecycle"
 )
 
@@ -30,7 +31,7 @@ func (a *Agent) Metrics() ([]byte, error) {
 		return metrics.Sample{Labels: []metrics.Label{{Name: name, Value: label}}, Value: value}
 	}
 
-	info := metrics.Sample{Value: 1, Labels: []metrics.Label{{Name: "version", Value: Version}, {Name: "arch", Value: runtime.GOARCH}, {Name: "id", Value: s.ID}}}
+	info := metrics.Sample{Value: 1, Labels: []metrics.Label{{Name: "version", Value: version.String()}, {Name: "arch", Value: runtime.GOARCH}, {Name: "id", Value: s.ID}}}
 	var states, expiry, failures []metrics.Sample
 	for _, state := range []lifecycle.State{lifecycle.Blank, lifecycle.Born, lifecycle.Enrolled, lifecycle.Operational} {
 		states = append(states, labelled(metrics.Bool(s.State == state.String()), "state", state.String()))

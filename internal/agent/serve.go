@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"birthmark/internal/config"
+	"birthmark/internal/version"
 	"birthmark/pkg/fota"
 	"birthmark/pkg/lifecycle"
 	"birthmark/pkg/rot"
@@ -110,7 +111,7 @@ func (a *Agent) suspectClone() {
 func (a *Agent) facts() map[string]any {
 	d := a.store.Get()
 	facts := map[string]any{
-		"agent": Version,
+		"agent": version.String(),
 		"time":  map[string]any{"now": a.clock.Now().UTC().Format(time.RFC3339), "trusted": a.clock.Trusted(), "floor": a.clock.Floor().UTC().Format(time.RFC3339)},
 	}
 	if fw, err := fota.Running(os.DirFS("/")); err == nil {

@@ -7,14 +7,12 @@ import (
 	"time"
 
 	"birthmark/internal/config"
+	"birthmark/internal/version"
 	"birthmark/pkg/clock"
 	"birthmark/pkg/rot"
 	"birthmark/pkg/store"
 	"birthmark/pkg/telemetry"
 )
-
-// Version is the version of the agent; the build sets it.
-var Version = "dev"
 
 // A Status says where a device stands: what its state folder says and, from an agent
 // that runs, how it is going.
@@ -105,7 +103,7 @@ func (a *Agent) Status() Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.Live = &Live{
-		Version:  Version,
+		Version:  version.String(),
 		Started:  l.started,
 		Clock:    ClockStatus{a.clock.Now(), a.clock.Trusted(), a.clock.Floor()},
 		TPM:      TPMStatus{Open: l.root != nil, Commands: l.commands},

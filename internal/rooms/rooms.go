@@ -45,19 +45,23 @@ var graph = map[string][]string{
 	"pkg/rot/tpm/keyfile": {},
 	"pkg/telemetry":       {"github.com/eclipse/paho.mqtt.golang"},
 
+	// Both binaries.
+	"internal/cli":     {"internal/version", "github.com/spf13/cobra"},
+	"internal/version": {"pkg/clock"},
+
 	// The device.
 	"internal/config":  {"github.com/BurntSushi/toml"},
 	"internal/metrics": {},
-	"internal/agent": {"internal/config", "internal/metrics", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota", "pkg/lifecycle",
-		"pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
+	"internal/agent": {"internal/config", "internal/metrics", "internal/version", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota",
+		"pkg/lifecycle", "pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
 	"internal/agent/api":  {"internal/metrics"},
 	"internal/agent/diag": {"internal/config"},
 	"internal/agent/doctor": {"internal/agent", "internal/config", "pkg/audit", "pkg/clock", "pkg/enroll", "pkg/lifecycle", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
 	"internal/agent/once": {"internal/agent", "internal/config", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
-	"cmd/agent": {"internal/agent", "internal/agent/api", "internal/agent/diag", "internal/agent/doctor", "internal/agent/once", "internal/config", "pkg/clock", "pkg/enroll", "pkg/rot",
-		"pkg/store", "github.com/spf13/cobra"},
+	"cmd/agent": {"internal/agent", "internal/agent/api", "internal/agent/diag", "internal/agent/doctor", "internal/agent/once", "internal/cli",
+		"internal/config", "internal/version", "pkg/enroll", "pkg/rot", "pkg/store", "github.com/spf13/cobra"},
 
 	// The lab: everything that is not on the device.
 	"internal/swtpm":           {},
@@ -67,8 +71,7 @@ var graph = map[string][]string{
 	"internal/lab/ca":          {},
 	"internal/lab/est":         {"internal/lab/ca", "go.mozilla.org/pkcs7"},
 	"internal/lab/demo":        {"internal/lab", "internal/lab/ca", "internal/swtpm", "go.mozilla.org/pkcs7"},
-	"cmd/lab": {"internal/agent", "internal/lab", "internal/lab/ca", "internal/lab/demo", "pkg/clock",
-		"github.com/spf13/cobra"},
+	"cmd/lab":                  {"internal/cli", "internal/lab", "internal/lab/ca", "internal/lab/demo", "github.com/spf13/cobra"},
 
 	// Tests of the whole, what they share, and the test of the house.
 	"internal/agent/agenttest": {"internal/agent", "internal/config", "internal/lab", "pkg/audit", "pkg/lifecycle",
