@@ -19,6 +19,9 @@ GO_BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -bui
 
 FUZZTIME ?= 10s
 KILLS    ?= 2000
+# Mutants: how many (0 is all), and by what they are chosen: each commit tries others.
+SAMPLE   ?= 0
+SEED     ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo $(SOURCE_DATE_EPOCH))
 # The tests under test/ run the real binaries: `make e2e`, after `make build`.
 LIBRARY = $$(go list ./... | grep -v '^birthmark/test/')
 
@@ -47,7 +50,7 @@ demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itse
 
 .PHONY: test
 test: ## everything: setup, build, check, fuzzing for 3 s each, the real binaries
-	@FUZZTIME=3s VULNDB="$${VULNDB:-none}" test/run.sh setup build fips fmt vet lint race tpm rooms sbom vuln repro fuzz e2e
+	@FUZZTIME=3s SAMPLE=3 VULNDB="$${VULNDB:-none}" test/run.sh setup build fips fmt vet lint race tpm rooms sbom vuln repro mutants fuzz e2e
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms
@@ -69,6 +72,10 @@ vuln: ## known vulnerabilities that the binaries can reach; VULNDB=FOLDER or TAR
 .PHONY: repro
 repro: ## both binaries from two folders and two caches, byte for byte
 	@test/repro.sh
+
+.PHONY: mutants
+mutants: ## faults that tests must notice, see test/mutants; SAMPLE=3, SEED=…, ONLY=name
+	@go run ./test/mutants -n $(SAMPLE) -seed "$(SEED)" -only "$(ONLY)"
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME
@@ -97,7 +104,7 @@ race:
 tpm: # what takes too long with the race detector
 	@go test -count=1 -v -run 'TestTenThousandOperations|TestEveryRefusalOfEveryCommand' ./pkg/rot/tpm
 rooms: # and what documents say; go list runs outside of what the test cache sees
-	@go test -count=1 ./internal/rooms ./test/docs
+	@go test -count=1 ./internal/rooms ./test/docs ./test/mutants
 e2e:
 	@go test -count=1 -timeout 20m ./test/...
 racesoak:

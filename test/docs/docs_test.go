@@ -35,6 +35,37 @@ func TestThreatModelNamesTestsThatExist(t *testing.T) {
 	}
 }
 
+// TestMutantsNameTestsThatExist holds the headers of test/mutants against the tests
+// of the module: trying a mutant takes minutes, and only a few are tried at a time.
+func TestMutantsNameTestsThatExist(t *testing.T) {
+	known := tests(t)
+	patches, err := filepath.Glob(filepath.Join(root, "test/mutants/*.patch"))
+	if err != nil || len(patches) == 0 {
+		t.Fatalf("found %d mutants: %v", len(patches), err)
+	}
+	for _, path := range patches {
+		name := filepath.Base(path)
+		red := redLine.FindStringSubmatch(read(t, "test/mutants/"+name))
+		if red == nil {
+			t.Errorf("%s names no test", name)
+			continue
+		}
+		pattern, err := regexp.Compile(red[2])
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		found := false
+		for full := range known {
+			test, here := strings.CutPrefix(full, red[1]+".")
+			found = found || here && pattern.MatchString(test)
+		}
+		if !found {
+			t.Errorf("%s: there is no test %s in %s", name, red[2], red[1])
+		}
+	}
+}
+
 func TestFaultsOfDocumentsAreFound(t *testing.T) {
 	known := map[string]bool{"pkg/a.TestB": true}
 	for _, c := range []struct{ text, want string }{
@@ -80,6 +111,7 @@ var (
 	reference = regexp.MustCompile(`\bT(\d+)\b`)
 	fullName  = regexp.MustCompile("`([a-z0-9/]+\\.(?:Test|Fuzz)\\w+)`")
 	bareName  = regexp.MustCompile("`(?:Test|Fuzz)\\w+`")
+	redLine   = regexp.MustCompile(`(?m)^Red: go test \./(\S+) -run ([^/\s]+)`)
 	function  = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(\w+ \*testing\.[TF]\)`)
 )
 
