@@ -107,6 +107,28 @@ type Describer interface {
 	Describe() []string
 }
 
+// A Counter is one that only ever counts up.
+type Counter string
+
+const (
+	FirmwareFloor Counter = "firmware floor"  // the oldest firmware that may run
+	OwnerEpoch    Counter = "ownership epoch" // how often the device changed hands
+)
+
+// Counters is a Root with counters that no power cut, no restored disk and no older
+// firmware takes back.
+type Counters interface {
+	// MakeCounters makes all of them, at the values given. It changes nothing when
+	// they are there, and goes on where an earlier call was stopped.
+	MakeCounters(ctx context.Context, floor, epoch uint64) error
+	// Count reads one; ErrCleared when there are none: they were not made, or are
+	// gone with what else the owner had.
+	Count(ctx context.Context, c Counter) (uint64, error)
+	// Raise adds one and returns what it is then. After an error it may have been
+	// raised or not: Count tells.
+	Raise(ctx context.Context, c Counter) (uint64, error)
+}
+
 // Stats are a Root's own numbers since it was opened.
 type Stats struct {
 	Commands uint64        // sent to the hardware

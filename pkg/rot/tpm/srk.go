@@ -36,19 +36,20 @@ func (r *Root) provideSRK() error {
 // makeSRK follows the TCG's template (TPM v2.0 Provisioning Guidance, 7.5.1), so
 // that other programs take the key for what it is.
 func (r *Root) makeSRK() error {
-	owner := func(d direction) tpm2.AuthHandle {
-		return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: r.session.authorize(r.ownerAuth, d)}
-	}
-	made, err := execute(r, tpm2.CreatePrimary{PrimaryHandle: owner(in), InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)})
+	made, err := execute(r, tpm2.CreatePrimary{PrimaryHandle: r.owner(in), InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)})
 	if err != nil {
 		return err
 	}
 	_, err = execute(r, tpm2.EvictControl{
-		Auth:             owner(plain),
+		Auth:             r.owner(plain),
 		ObjectHandle:     tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name},
 		PersistentHandle: srkHandle,
 	})
 	return errors.Join(err, r.flush(made.ObjectHandle))
+}
+
+func (r *Root) owner(d direction) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: r.session.authorize(r.ownerAuth, d)}
 }
 
 // isStorageKey tells whether keys can be kept under a key, whoever made it.

@@ -15,7 +15,7 @@
 //
 // A key that the factory left at 0x81020000 (IDevID) or 0x81020001 (attestation
 // key) is used as it is. The storage root key (SRK) lives at 0x81000001, where all
-// programs look for it; it is made there if there is none. Nothing else is left in
+// programs look for it; it is made there if there is none. No other key is left in
 // the TPM: keys and the session are loaded while they are used and flushed at
 // Close. What a killed process left behind a socket is flushed at the next Open;
 // the kernel does that by itself.
@@ -31,8 +31,11 @@
 // TPM commands: 1 for a signature; at most 12 from Open with a remembered Identity
 // to the first signature of an LDevID.
 //
-// What this package does not do: PCR policies, NV counters, credential activation,
-// quotes.
+// Two counters lie in NV ([Root.MakeCounters]): the firmware floor and the
+// ownership epoch. Their values are counted from what they began with, which a
+// third index holds, written once. TPM2_Clear removes all three.
+//
+// What this package does not do: PCR policies, credential activation, quotes.
 package tpm
 
 import (
@@ -90,6 +93,7 @@ type Root struct {
 var (
 	_ rot.Root     = (*Root)(nil)
 	_ rot.Attester = (*Root)(nil)
+	_ rot.Counters = (*Root)(nil)
 	_ rot.Meter    = (*Root)(nil)
 )
 
