@@ -55,10 +55,12 @@ func (f folder) start(p *pending) error {
 		return err
 	}
 	request := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: p.csr})
-	for name, text := range map[string][]byte{"asked.json": asked, "request.pem": request, "key.pem": p.key} {
-		if err := store.WriteFile(filepath.Join(draft, name), text, 0o600); err != nil {
-			return err
-		}
+	err = store.WriteFiles(draft,
+		store.File{Name: "asked.json", Text: asked, Mode: 0o600},
+		store.File{Name: "request.pem", Text: request, Mode: 0o600},
+		store.File{Name: "key.pem", Text: p.key, Mode: 0o600})
+	if err != nil {
+		return err
 	}
 	if err := os.Rename(draft, f.path("pending")); err != nil {
 		return err
@@ -119,19 +121,16 @@ func (f folder) publish(p *pending) (files []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, file := range []struct {
-		name string
-		text []byte
-		mode fs.FileMode
-	}{
-		{"key.pem", p.key, 0o600},
-		{"pub.pem", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), 0o644},
-		{"cert.pem", p.cert, 0o644},
-	} {
-		if err := store.WriteFile(f.path(file.name), file.text, file.mode); err != nil {
-			return nil, err
-		}
-		files = append(files, f.path(file.name))
+	result := []store.File{
+		{Name: "key.pem", Text: p.key, Mode: 0o600},
+		{Name: "pub.pem", Text: pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pub}), Mode: 0o644},
+		{Name: "cert.pem", Text: p.cert, Mode: 0o644},
+	}
+	if err := store.WriteFiles(string(f), result...); err != nil {
+		return nil, err
+	}
+	for _, file := range result {
+		files = append(files, f.path(file.Name))
 	}
 	return files, f.done()
 }
