@@ -101,8 +101,10 @@ lint:
 	@go tool staticcheck ./...
 race:
 	@go test -race $(LIBRARY)
-tpm: # what takes too long with the race detector
+tpm: # what takes too long with the race detector; and another TPM, in C, built in half a minute
 	@go test -count=1 -v -run 'TestTenThousandOperations|TestEveryRefusalOfEveryCommand' ./pkg/rot/tpm
+	@go vet -tags simulator ./pkg/rot/tpm
+	@go test -count=1 -tags simulator -run TestSimulator ./pkg/rot/tpm
 rooms: # and what documents say; go list runs outside of what the test cache sees
 	@go test -count=1 ./internal/rooms ./test/docs ./test/mutants
 e2e:

@@ -17,6 +17,7 @@ make                            runs the targets of the Makefile
 git                             version and commit time that go into the binaries
 gcc                             the race detector of go test needs cgo
 libc6-dev                       headers for the same
+libssl-dev                      headers for a second TPM in software, which one test is tried against
 ca-certificates                 the Go command verifies the module proxy with them
 swtpm                           the TPM 2.0 of demo and tests, a real one in software
 swtpm-tools                     manufactures it, with endorsement certificates
