@@ -44,6 +44,12 @@ fips: ## bin/birthmark-fips: the device binary with Go's certified cryptography
 	@mkdir -p bin
 	GOFIPS140=v1.0.0 $(GO_BUILD) -o bin/birthmark-fips ./cmd/agent
 
+.PHONY: install
+install: ## the device's files into DESTDIR, such as an image's root; after `make build`
+	install -D -m 755 bin/birthmark "$(DESTDIR)/usr/bin/birthmark"
+	install -D -m 644 -t "$(DESTDIR)/usr/lib/systemd/system" packaging/systemd/birthmark-agent.service
+	install -D -m 644 packaging/systemd/birthmark.sysusers "$(DESTDIR)/usr/lib/sysusers.d/birthmark.conf"
+
 .PHONY: demo
 demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itself
 	@bin/birthmark-lab demo $(if $(ONESHOT),--oneshot --json demo.json)
