@@ -1,6 +1,7 @@
 package telemetry
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -32,10 +33,11 @@ type fakeBroker struct {
 	stuck   chan struct{}                     // until it is closed, nothing more is read
 	hello   []byte                            // written after SUBACK
 	wrap    func(net.Conn) net.Conn           // around the device's end of the pipe
+	twist   twist                             // changes what is answered
 	cert    *tls.Certificate                  // what it shows; nil is serverCert
 	kick    bool                              // a client's older connection is closed when it comes again
 
-	dials    []time.Time
+	dials    []time.Time // when, and where to
 	addrs    []string
 	connects []*packets.ConnectPacket
 	log      []string                 // packets as they came, by name and topic
@@ -45,6 +47,14 @@ type fakeBroker struct {
 	clients  map[string]net.Conn // by client id, the newest
 	unacked  int                 // PUBACKs from the device
 }
+
+// A twist is told of every packet and says what is answered instead. It must not write
+// to c itself, but may start somebody who does.
+type twist func(c net.Conn, p packets.ControlPacket, answer []byte) []byte
+
+// stopReading, at the end of an answer, has the broker read no more on that
+// connection, but send a message now and then. It is not sent itself.
+var stopReading = []byte("\x00stop reading")
 
 // dial is a Link's Dial.
 func (b *fakeBroker) dial(_ context.Context, _, addr string) (net.Conn, error) {
@@ -70,7 +80,8 @@ func (b *fakeBroker) dial(_ context.Context, _, addr string) (net.Conn, error) {
 
 func (b *fakeBroker) serve(c *tls.Conn) {
 	answers := make(chan []byte, 64)
-	go write(c, answers)
+	failed := make(chan struct{})
+	go write(c, answers, failed)
 	defer close(answers)
 	var will *packets.PublishPacket
 	for {
@@ -81,7 +92,7 @@ func (b *fakeBroker) serve(c *tls.Conn) {
 		if connect, ok := p.(*packets.ConnectPacket); ok {
 			b.meet(c, connect.ClientIdentifier)
 		}
-		answer, w, stuck := b.take(p)
+		answer, w, stuck := b.take(c, p)
 		if stuck != nil {
 			<-stuck
 		}
@@ -91,8 +102,17 @@ func (b *fakeBroker) serve(c *tls.Conn) {
 		if _, ok := p.(*packets.DisconnectPacket); ok {
 			return
 		}
-		if answer != nil {
+		answer, deaf := bytes.CutSuffix(answer, stopReading)
+		if len(answer) > 0 {
 			answers <- answer
+		}
+		for deaf {
+			select {
+			case answers <- commandPacket(0x30, 2):
+				time.Sleep(10 * time.Second)
+			case <-failed:
+				deaf = false
+			}
 		}
 	}
 	if will != nil {
@@ -122,17 +142,22 @@ func (b *fakeBroker) meet(c *tls.Conn, id string) {
 
 // write writes answers while others are still being thought of: a broker that did
 // not read while it writes could wait for a device that waits for it.
-func write(c net.Conn, answers <-chan []byte) {
+func write(c net.Conn, answers <-chan []byte, failed chan<- struct{}) {
 	defer c.Close()
+	var err error
 	for a := range answers {
-		// Without a reader there is nobody to tell; serve finds out for itself.
-		_, _ = c.Write(a)
+		if err != nil {
+			continue // serve finds out for itself
+		}
+		if _, err = c.Write(a); err != nil {
+			close(failed)
+		}
 	}
 }
 
 // take notes a packet and says what to answer, and whether to wait before; a
 // CONNECT brings a will.
-func (b *fakeBroker) take(p packets.ControlPacket) (answer []byte, will *packets.PublishPacket, stuck chan struct{}) {
+func (b *fakeBroker) take(c net.Conn, p packets.ControlPacket) (answer []byte, will *packets.PublishPacket, stuck chan struct{}) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch p := p.(type) {
@@ -163,6 +188,9 @@ func (b *fakeBroker) take(p packets.ControlPacket) (answer []byte, will *packets
 		answer = []byte{0xd0, 0}
 	case *packets.DisconnectPacket:
 		b.note("DISCONNECT", "")
+	}
+	if b.twist != nil {
+		answer = b.twist(c, p, answer)
 	}
 	if b.deaf {
 		answer = nil

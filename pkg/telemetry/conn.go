@@ -36,9 +36,9 @@ var (
 // stay open for ever when their connection is lost.
 type conn struct {
 	net.Conn
-	plain net.Conn // what lies under TLS
-	// silence is how long the broker may take for a packet: it has to answer pings.
-	silence time.Duration
+	plain   net.Conn      // what lies under TLS
+	silence time.Duration // the longest time for a packet: a broker has to answer pings
+	without rule          // left out
 
 	in      *bufio.Reader // owned by Read
 	rest    []byte        // owned by Read: the part of a packet that paho has not taken yet
@@ -46,7 +46,7 @@ type conn struct {
 
 	unacked chan struct{} // holds one entry for every message not yet acknowledged
 
-	writing sync.Mutex // held while one packet is written
+	writing chan struct{} // holds an entry while a packet is written
 
 	mu    sync.Mutex
 	asked map[question]*asked // guarded by mu
@@ -62,13 +62,15 @@ type asked struct {
 	written chan struct{} // closed when the whole packet was written
 }
 
-func newConn(c, plain net.Conn, silence time.Duration) *conn {
+func newConn(c, plain net.Conn, silence time.Duration, without rule) *conn {
 	return &conn{
 		Conn:    c,
 		plain:   plain,
 		silence: silence,
+		without: without,
 		in:      bufio.NewReader(c),
 		unacked: make(chan struct{}, unackedLimit),
+		writing: make(chan struct{}, 1),
 		asked:   map[question]*asked{},
 		gone:    make(chan struct{}),
 	}
@@ -94,7 +96,7 @@ func (c *conn) next() (packet, error) {
 	if c.greeted {
 		c.SetReadDeadline(time.Now().Add(c.silence))
 	}
-	p, err := readPacket(c.in)
+	p, err := readPacket(c.in, c.without)
 	switch {
 	case err == io.EOF:
 		return p, errHungUp
@@ -104,8 +106,11 @@ func (c *conn) next() (packet, error) {
 		return p, err
 	case err != nil:
 		return p, fmt.Errorf("the broker sent %w", err)
-	case c.greeted == (p.kind() == typeConnack):
-		return p, fmt.Errorf("the broker sent a packet of type %d out of turn", p.kind())
+	}
+	if c.greeted == (p.kind() == typeConnack) {
+		if err := c.breach(ruleGreeting, "a packet of type %d out of turn", p.kind()); err != nil {
+			return p, err
+		}
 	}
 	c.greeted = true
 	if p.kind() == typeConnack {
@@ -114,7 +119,7 @@ func (c *conn) next() (packet, error) {
 	if q, ok := p.question(); ok {
 		return p, c.settle(q, len(p.body)-2)
 	}
-	if p.kind() == typePublish && p.qos() == 1 {
+	if p.kind() == typePublish && p.qos() == 1 && c.without != ruleUnacked {
 		select {
 		case c.unacked <- struct{}{}: // Write takes it out again
 		case <-c.gone:
@@ -122,6 +127,14 @@ func (c *conn) next() (packet, error) {
 		}
 	}
 	return p, nil
+}
+
+// breach is the error of a broken rule, nil if that is left out.
+func (c *conn) breach(r rule, sent string, args ...any) error {
+	if r == c.without {
+		return nil
+	}
+	return fmt.Errorf("the broker sent "+sent, args...)
 }
 
 // connackError is what a CONNACK code means (MQTT 3.1.1 section 3.2.2.3). It is found
@@ -154,10 +167,12 @@ func (c *conn) settle(q question, codes int) error {
 	delete(c.asked, q)
 	c.mu.Unlock()
 	if a == nil {
-		return fmt.Errorf("the broker sent an acknowledgement of type %d for nothing", q.answer)
+		return c.breach(ruleQuestion, "an acknowledgement of type %d for nothing", q.answer)
 	}
 	if q.answer == typeSuback && codes != a.filters {
-		return fmt.Errorf("the broker sent SUBACK with %d codes for %d filters", codes, a.filters)
+		if err := c.breach(ruleFilters, "SUBACK with %d codes for %d filters", codes, a.filters); err != nil {
+			return err
+		}
 	}
 	select {
 	case <-a.written: // at once, unless the broker answers what it cannot have read
@@ -196,10 +211,16 @@ func (c *conn) Write(b []byte) (int, error) {
 // write has a deadline for this packet only: one that stayed would hit what TLS
 // writes by itself while it reads.
 func (c *conn) write(b []byte) (int, error) {
-	c.writing.Lock() // paho pings from a goroutine of its own
-	defer c.writing.Unlock()
-	c.SetWriteDeadline(time.Now().Add(writeLimit))
-	defer c.SetWriteDeadline(time.Time{})
+	select {
+	case c.writing <- struct{}{}: // paho pings from a goroutine of its own
+	case <-c.gone:
+		return 0, c.err
+	}
+	defer func() { <-c.writing }()
+	if c.without != ruleWrite {
+		c.SetWriteDeadline(time.Now().Add(writeLimit))
+		defer c.SetWriteDeadline(time.Time{})
+	}
 	return c.Conn.Write(b)
 }
 

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
-	"unicode/utf8"
 )
 
 // packetLimit is the largest packet taken from a broker, in bytes after its fixed
@@ -23,23 +21,29 @@ const (
 	typeSuback      = 9
 	typeUnsubscribe = 10
 	typeUnsuback    = 11
+	typePingreq     = 12
 	typePingresp    = 13
 )
 
-// A packet is one whole MQTT control packet.
-type packet struct {
-	raw  []byte // as it is on the wire
-	body []byte // the end of raw, after the fixed header
-}
+// A lead is the first byte of a packet.
+type lead byte
 
-func (p packet) kind() byte  { return p.raw[0] >> 4 }
-func (p packet) flags() byte { return p.raw[0] & 0x0f }
-func (p packet) qos() byte   { return p.raw[0] >> 1 & 3 } // of a PUBLISH
+func (l lead) kind() byte  { return byte(l >> 4) }
+func (l lead) flags() byte { return byte(l & 0x0f) }
+func (l lead) qos() byte   { return byte(l >> 1 & 3) } // of a PUBLISH
 
 // A header is the fixed header of a packet (MQTT 3.1.1 section 2.2).
 type header struct {
+	lead
 	raw  []byte
 	size int // bytes that follow
+}
+
+// A packet is one whole MQTT control packet.
+type packet struct {
+	lead
+	raw  []byte // as it is on the wire
+	body []byte // the end of raw, after the fixed header
 }
 
 var errLength = errors.New("a remaining length of more than four bytes")
@@ -52,7 +56,7 @@ func readHeader(r io.ByteReader) (h header, err error) {
 			if err != nil {
 				return h, err // io.EOF: the end between two packets
 			}
-			h.raw = append(make([]byte, 0, 5), first)
+			h.lead, h.raw = lead(first), append(make([]byte, 0, 5), first)
 		}
 		b, err := r.ReadByte()
 		if err != nil {
@@ -70,91 +74,24 @@ func readHeader(r io.ByteReader) (h header, err error) {
 // readPacket reads one packet that a broker may send, and judges everything of it
 // that can be judged without knowing what came before. A type, a flag or a length
 // that is wrong is told from the header alone: the body is not read, nor is
-// memory taken for it.
+// memory taken for it. All rules hold but one.
 func readPacket(r interface {
 	io.Reader
 	io.ByteReader
-}) (packet, error) {
+}, without rule) (packet, error) {
 	h, err := readHeader(r)
 	if err != nil {
 		return packet{}, err
 	}
-	if err := checkHeader(h); err != nil {
+	if err := judge(headerRules, h, without); err != nil {
 		return packet{}, err
 	}
 	raw := append(h.raw, make([]byte, h.size)...)
-	p := packet{raw, raw[len(h.raw):]}
+	p := packet{h.lead, raw, raw[len(h.raw):]}
 	if _, err := io.ReadFull(r, p.body); err != nil {
 		return packet{}, noEOF(err)
 	}
-	return p, p.check()
-}
-
-// checkHeader judges a broker's fixed header: type and flags (MQTT 3.1.1 sections
-// 2.2.1 and 2.2.2) and length. QoS 2 is never asked for, so its packets are not
-// legal here.
-func checkHeader(h header) error {
-	p := packet{raw: h.raw}
-	least, most, flags := 0, 0, byte(0)
-	switch p.kind() {
-	case typeConnack, typePuback, typeUnsuback:
-		least, most = 2, 2
-	case typeSuback:
-		least, most = 3, packetLimit
-	case typePingresp:
-	case typePublish:
-		least, most, flags = 3, packetLimit, p.flags()
-		if p.qos() > 1 {
-			return fmt.Errorf("a message with QoS %d", p.qos())
-		}
-		if p.qos() == 0 && flags&0x08 != 0 {
-			return errors.New("a message with QoS 0 and DUP") // MQTT-3.3.1-2
-		}
-	default:
-		return fmt.Errorf("a packet of type %d", p.kind())
-	}
-	if p.flags() != flags {
-		return fmt.Errorf("a packet of type %d with flags %#x", p.kind(), p.flags())
-	}
-	if h.size < least || h.size > most {
-		return fmt.Errorf("a packet of type %d with %d bytes", p.kind(), h.size)
-	}
-	return nil
-}
-
-// check judges the body of a packet whose header is fine.
-func (p packet) check() error {
-	switch p.kind() {
-	case typeConnack:
-		if p.body[0] > 1 || p.body[1] > 5 {
-			return fmt.Errorf("CONNACK with flags %#x and code %d", p.body[0], p.body[1])
-		}
-	case typeSuback:
-		for _, code := range p.body[2:] {
-			if code > 2 && code != 0x80 {
-				return fmt.Errorf("SUBACK with code %#x", code) // MQTT-3.9.3-2
-			}
-		}
-	case typePublish:
-		return p.checkPublish()
-	}
-	return nil
-}
-
-// checkPublish judges topic and packet identifier (MQTT 3.1.1 section 3.3.2).
-func (p packet) checkPublish() error {
-	topic, rest, ok := cutString(p.body)
-	switch {
-	case !ok || len(topic) == 0:
-		return errors.New("a message without a topic")
-	case !utf8.Valid(topic) || bytes.ContainsAny(topic, "\x00+#"):
-		return errors.New("a message with an illegal topic")
-	case p.qos() > 0 && len(rest) < 2:
-		return errors.New("a message without its packet identifier")
-	case p.qos() > 0 && rest[0]|rest[1] == 0:
-		return errors.New("a message with packet identifier 0")
-	}
-	return nil
+	return p, judge(bodyRules, p, without)
 }
 
 // cutString splits off a string with its length in front (MQTT 3.1.1 section 1.5.3).
@@ -169,8 +106,8 @@ func cutString(b []byte) (s, rest []byte, ok bool) {
 	return b[2 : 2+n], b[2+n:], true
 }
 
-// A question is a packet that will be acknowledged: by which type, under which
-// identifier.
+// A question is a packet that will be answered: by which type, under which
+// identifier. A ping has none.
 type question struct {
 	answer byte
 	id     uint16
@@ -183,7 +120,7 @@ func parseSent(raw []byte) (p packet, q question, filters int, err error) {
 	if err != nil || len(h.raw)+h.size != len(raw) {
 		return p, q, 0, errors.New("the MQTT library did not write one whole packet")
 	}
-	p = packet{raw, raw[len(h.raw):]}
+	p = packet{h.lead, raw, raw[len(h.raw):]}
 	rest := p.body
 	switch {
 	case p.kind() == typePublish && p.qos() == 1:
@@ -193,6 +130,8 @@ func parseSent(raw []byte) (p packet, q question, filters int, err error) {
 		q.answer = typeSuback
 	case p.kind() == typeUnsubscribe:
 		q.answer = typeUnsuback
+	case p.kind() == typePingreq:
+		return p, question{answer: typePingresp}, 0, nil
 	default:
 		return p, q, 0, nil
 	}
@@ -224,6 +163,8 @@ func (p packet) question() (q question, ok bool) {
 	switch p.kind() {
 	case typePuback, typeSuback, typeUnsuback:
 		return question{p.kind(), binary.BigEndian.Uint16(p.body)}, true
+	case typePingresp:
+		return question{answer: typePingresp}, true
 	}
 	return q, false
 }

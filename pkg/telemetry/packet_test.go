@@ -100,7 +100,7 @@ func converse(t *testing.T, sent, said []byte) (read []byte, err error) {
 	t.Helper()
 	device, broker := net.Pipe()
 	go io.Copy(io.Discard, broker)
-	c := newConn(device, device, time.Minute)
+	c := newConn(device, device, time.Minute, "")
 	defer c.Close()
 	for _, packet := range [][]byte{connectSent, sent} {
 		if packet == nil {
@@ -146,7 +146,7 @@ func TestHeaderAloneTakesNoMemory(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 100 {
-		if _, err := readPacket(bufio.NewReader(bytes.NewReader(hostile))); err == nil {
+		if _, err := readPacket(bufio.NewReader(bytes.NewReader(hostile)), ""); err == nil {
 			t.Fatal("268,435,455 bytes were accepted")
 		}
 	}
@@ -161,7 +161,7 @@ func TestHeaderAloneTakesNoMemory(t *testing.T) {
 func TestAnswerWaitsForItsQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		device, broker := net.Pipe()
-		c := newConn(device, device, time.Minute)
+		c := newConn(device, device, time.Minute, "")
 		defer c.Close()
 		go broker.Write(slices.Concat(connack, []byte{0x40, 2, 0, 7}))
 		if _, err := io.ReadFull(c, make([]byte, len(connack))); err != nil {
@@ -189,7 +189,7 @@ func TestAnswerWaitsForItsQuestion(t *testing.T) {
 func TestReasonIsTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		device, broker := net.Pipe()
-		c := newConn(device, device, time.Minute)
+		c := newConn(device, device, time.Minute, "")
 		go broker.Write([]byte{0xf0, 0})
 		_, first := c.Read(make([]byte, 1))
 		c.Close()
@@ -213,7 +213,7 @@ func FuzzPacket(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		in := bufio.NewReader(bytes.NewReader(raw))
-		p, err := readPacket(in)
+		p, err := readPacket(in, "")
 		if err == nil {
 			if !bytes.HasPrefix(raw, p.raw) || len(p.body) > packetLimit {
 				t.Fatalf("%x was read from %x", p.raw, raw)

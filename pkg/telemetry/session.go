@@ -37,13 +37,14 @@ type session struct {
 // open makes a session: CONNECT, SUBACK and an acknowledged birth. The caller
 // closes it.
 func (l *Link) open(ctx context.Context, broker *url.URL) (*session, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, openLimit, fmt.Errorf("no answer within %v", openLimit))
+	ctx, cancel := context.WithTimeoutCause(ctx, l.limit(ruleOpen, openLimit), fmt.Errorf("no answer within %v", openLimit))
 	defer cancel()
 	c, err := l.dial(ctx, broker)
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to %s: %w", broker.Host, err)
 	}
-	s := &session{link: l, conn: newConn(c, c.NetConn(), l.keepAlive()*3/2), number: l.Outbox.sessionNumber()}
+	silence := l.limit(ruleSilence, l.keepAlive()*3/2)
+	s := &session{link: l, conn: newConn(c, c.NetConn(), silence, l.without), number: l.Outbox.sessionNumber()}
 	s.client = mqtt.NewClient(s.options(broker))
 	for _, step := range []func(context.Context) error{s.connect, s.subscribe, s.birth} {
 		if err := step(ctx); err != nil {
@@ -105,8 +106,8 @@ func (s *session) options(broker *url.URL) *mqtt.ClientOptions {
 	o := mqtt.NewClientOptions()
 	o.Servers = []*url.URL{broker}
 	o.SetCustomOpenConnectionFn(func(*url.URL, mqtt.ClientOptions) (net.Conn, error) { return s.conn, nil })
-	o.SetConnectTimeout(openLimit)
-	o.SetProtocolVersion(4) // or paho tries 3.1 after any refusal
+	o.SetConnectTimeout(forEver) // the context of open has a deadline
+	o.SetProtocolVersion(4)      // or paho tries 3.1 after any refusal
 	o.SetClientID(s.link.ID)
 	o.SetCleanSession(false)
 	o.SetAutoReconnect(false)
@@ -114,7 +115,7 @@ func (s *session) options(broker *url.URL) *mqtt.ClientOptions {
 	o.SetOrderMatters(false)
 	o.SetWriteTimeout(writeLimit)
 	o.SetKeepAlive(s.link.keepAlive())
-	o.SetPingTimeout(openLimit + keepAliveLimit) // never: the connection looks after itself
+	o.SetPingTimeout(forEver) // the connection looks after itself
 	// Before CONNECT: the broker may send what it kept for us before we subscribe.
 	o.SetDefaultPublishHandler(s.link.received)
 	o.SetBinaryWill(Topic(s.link.ID, stateTopic), s.offline(), 1, true)
@@ -136,6 +137,9 @@ func (s *session) subscribe(ctx context.Context) error {
 		}
 		granted, ok := t.Result()[filter]
 		if ok && granted <= 1 {
+			return nil
+		}
+		if try == 1 && s.link.without == ruleSubscription {
 			return nil
 		}
 		if try == 1 {
@@ -257,7 +261,7 @@ func (s *session) serve(ctx context.Context) error {
 		case <-late:
 			return fmt.Errorf("no PUBACK within %v", ackLimit)
 		case <-repeat.C:
-			flights = append(flights, flight{nil, s.publishState(), time.Now().Add(ackLimit)})
+			flights = append(flights, flight{nil, s.publishState(), s.due()})
 		case <-s.link.Outbox.wake:
 		case <-s.conn.gone:
 			return s.conn.err
@@ -292,10 +296,13 @@ func (s *session) send(flights []flight) []flight {
 			break
 		}
 		t := s.publish(it.topic, it.qos, false, it.payload)
-		flights = append(flights, flight{it, t, time.Now().Add(ackLimit)})
+		flights = append(flights, flight{it, t, s.due()})
 	}
 	return flights
 }
+
+// due is when a packet that was sent now must be acknowledged.
+func (s *session) due() time.Time { return time.Now().Add(s.link.limit(ruleAck, ackLimit)) }
 
 // expire ends the session soon, even if paho is stuck in a write.
 func (s *session) expire() { time.AfterFunc(leaveLimit, func() { s.conn.Close() }) }
@@ -322,7 +329,7 @@ func (s *session) close() {
 // received counts a command. It is logged at 1, 2, 4, 8 and so on: whoever floods
 // the device must not flood its log.
 func (l *Link) received(_ mqtt.Client, m mqtt.Message) {
-	if n := l.commands.Add(1); bits.OnesCount64(n) == 1 {
+	if n := l.commands.Add(1); bits.OnesCount64(n) == 1 || l.without == ruleLog {
 		l.log().Warn("unsigned commands are not obeyed", "topic", m.Topic(), "bytes", len(m.Payload()), "received", n)
 	}
 }
