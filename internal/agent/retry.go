@@ -78,6 +78,8 @@ var troubles = []trouble{
 	{"tpm", is(rot.ErrCleared), "the TPM's owner was cleared, and the everyday key with it: remove the state folder to enrol again; the IDevID is still there"},
 	{"tpm", is(rot.ErrLockout), "wait for the TPM to recover, or reset its lockout; nothing on disk was changed"},
 	{"tpm", is(rot.ErrBusy), "use /dev/tpmrm0, which several programs can share, not /dev/tpm0"},
+	{"tpm", is(rot.ErrFailure), "power the device off and on; a TPM that stays in failure mode is broken"},
+	{"tpm", is(rot.ErrUnsupported), "this TPM cannot do that: set tpm.algorithm to P-256"},
 	{"tpm", is(rot.ErrUnavailable), "is the TPM enabled in the firmware, is tpm.address right, is this user in group tss?"},
 	{"tpm", is(rot.ErrNotOurs), "the key file was made by another TPM, or the TPM was cleared"},
 	{"disk", is(store.ErrLocked), "another agent runs on this state folder: stop it first"},

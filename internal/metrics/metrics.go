@@ -11,7 +11,6 @@ package metrics
 import (
 	"bytes"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,10 +56,15 @@ func Bool(b bool) float64 {
 }
 
 var (
-	nameForm  = regexp.MustCompile(`^[a-z][a-z0-9_]*$`) // narrower than Prometheus: no colons, no capitals
 	helpText  = strings.NewReplacer(`\`, `\\`, "\n", `\n`)
 	valueText = strings.NewReplacer(`\`, `\\`, "\n", `\n`, `"`, `\"`)
 )
+
+// isName is narrower than Prometheus: no colons, no capitals.
+func isName(s string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyz"
+	return s != "" && strings.Contains(letters, s[:1]) && strings.Trim(s, letters+"0123456789_") == ""
+}
 
 // Text writes families in their order. An error is a mistake of the caller: a name
 // that Prometheus would not take, or something said twice.
@@ -68,7 +72,7 @@ func Text(families ...Family) ([]byte, error) {
 	var b bytes.Buffer
 	said := map[string]bool{}
 	for _, f := range families {
-		if !nameForm.MatchString(f.Name) || said[f.Name] || (f.Kind == Counter) != strings.HasSuffix(f.Name, "_total") {
+		if !isName(f.Name) || said[f.Name] || (f.Kind == Counter) != strings.HasSuffix(f.Name, "_total") {
 			return nil, fmt.Errorf("cannot write the metric %q: not a name for a %s, or written before", f.Name, f.Kind)
 		}
 		said[f.Name] = true
@@ -96,7 +100,7 @@ func (f Family) series(labels []Label) (string, error) {
 	var pairs []string
 	for _, l := range slices.SortedFunc(slices.Values(labels), func(a, b Label) int { return strings.Compare(a.Name, b.Name) }) {
 		start := l.Name + `="`
-		if !nameForm.MatchString(l.Name) || len(pairs) > 0 && strings.HasPrefix(pairs[len(pairs)-1], start) {
+		if !isName(l.Name) || len(pairs) > 0 && strings.HasPrefix(pairs[len(pairs)-1], start) {
 			return "", fmt.Errorf("cannot write the label %q of %s: not a name, or there twice", l.Name, f.Name)
 		}
 		pairs = append(pairs, start+valueText.Replace(strings.ToValidUTF8(l.Value, "\ufffd"))+`"`)

@@ -6,7 +6,6 @@ import (
 	"io"
 	"math"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,10 +22,15 @@ const (
 	durableCost = 10 // messages that one durable message counts for: it is a write to the disk
 )
 
-var nameForm = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
-
 // ownName is the agent's own reading.
 const ownName = "system"
+
+// isName reports whether name is 1 to 64 of A-Z a-z 0-9 _ -. A regular expression
+// would cost a millisecond at every start.
+func isName(name string) bool {
+	const set = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-"
+	return name != "" && len(name) <= 64 && strings.Trim(name, set) == ""
+}
 
 // A teller answers POST /v1/tele/NAME.
 type teller struct {
@@ -49,7 +53,7 @@ func (t *teller) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", http.MethodPost)
 		refuse(w, http.StatusMethodNotAllowed, "only POST is answered here")
 		return
-	case !nameForm.MatchString(name):
+	case !isName(name):
 		refuse(w, http.StatusBadRequest, "the name is not 1 to 64 of A-Z a-z 0-9 _ -")
 		return
 	case name == ownName:
