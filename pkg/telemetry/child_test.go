@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The tests start their own binary for what needs a process of its own: childVar
@@ -71,7 +72,7 @@ func childLink() {
 	outbox, err := OpenOutbox(os.Getenv("OUTBOX"), Limits{})
 	must(err)
 	l := &Link{
-		Brokers: []string{os.Getenv("BROKER")}, ID: "dev-1", Outbox: outbox,
+		Brokers: []string{os.Getenv("BROKER")}, ID: "dev-1", Outbox: outbox, Window: time.Nanosecond, without: rule(os.Getenv("WITHOUT")),
 		TLS:         func(server string) (*tls.Config, error) { return &tls.Config{RootCAs: roots, ServerName: server}, nil },
 		OnConnected: func() { fmt.Println("up") },
 		Log:         slog.New(slog.NewTextHandler(os.Stderr, nil)),
