@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net/url"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,17 +16,22 @@ func TestClonesLeaveEachOtherAlone(t *testing.T) {
 	for _, window := range []time.Duration{time.Second, time.Minute, 10 * time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
 			b := &fakeBroker{kick: true}
+			var mu sync.Mutex // guards what follows
 			suspected := map[*Link]int{}
-			var last *time.Time // of the device that is suspicious, when it connected
+			var last *time.Time // when somebody connected
 			links := []*Link{testLink(t, b), testLink(t, b)}
 			for _, l := range links {
-				var connected, known time.Time
+				var connected, known time.Time // of this device
 				l.Window = window
 				l.OnClone = func() {
+					mu.Lock()
+					defer mu.Unlock()
 					known = time.Now()
 					suspected[l]++
 				}
 				l.OnConnected = func() {
+					mu.Lock()
+					defer mu.Unlock()
 					if since := time.Since(connected); !known.IsZero() && connected.After(known) && since < clonePause {
 						t.Errorf("window %v: connected again after %v, want %v or more", window, since, clonePause)
 					}
@@ -35,6 +41,8 @@ func TestClonesLeaveEachOtherAlone(t *testing.T) {
 				running(t, l)
 			}
 			pass(24 * time.Hour)
+			mu.Lock()
+			defer mu.Unlock()
 			// Whoever suspects first may leave the other in peace before it does.
 			first, second := suspected[links[0]], suspected[links[1]]
 			if first+second == 0 || first > 1 || second > 1 {
