@@ -163,6 +163,9 @@ func (a *Agent) withRoot(ctx context.Context, step func(context.Context) error) 
 		}
 	}
 	err := step(ctx)
+	if errors.Is(err, rot.ErrReplaced) || errors.Is(err, rot.ErrCleared) {
+		return &StopError{err}
+	}
 	if errors.Is(err, rot.ErrUnavailable) {
 		a.root.Close()
 		a.root = nil

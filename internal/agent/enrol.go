@@ -20,7 +20,7 @@ import (
 func (a *Agent) birth(ctx context.Context) error {
 	if a.cfg.Birth.Mode == config.BirthNone {
 		a.log.Warn("this fleet has no birth CA: a device whose everyday certificate is lost has no way home")
-		return a.move(lifecycle.Birthed, func(*Device) {})
+		return a.move(lifecycle.Birthed, func(d *Device) { d.Asking = Asking{} }) // of a maker that was configured before
 	}
 	key, err := a.root.IDevID(ctx)
 	if err != nil {

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"io"
 	"log/slog"
@@ -19,6 +20,8 @@ import (
 	"birthmark/internal/agent"
 	"birthmark/internal/agent/agenttest"
 	"birthmark/internal/config"
+	"birthmark/internal/lab"
+	"birthmark/internal/lab/est"
 	"birthmark/internal/swtpm"
 	"birthmark/internal/swtpm/swtpmtest"
 	"birthmark/pkg/lifecycle"
@@ -271,4 +274,37 @@ func (l logged) await(t *testing.T, msg string) map[string]any {
 			t.Fatalf("the log does not say %q", msg)
 		}
 	}
+}
+
+// TestAMakerThatIsGivenUpLeavesNothingBehind configures a device that waits for its
+// maker's CA to do without one. It must not mistake the maker's request for the
+// owner's.
+func TestAMakerThatIsGivenUpLeavesNothingBehind(t *testing.T) {
+	const id = "dev-orphan"
+	bench := agenttest.StartLab(t, func(o *lab.Options) {
+		o.EST = func(whose string, conf *est.Config) {
+			if whose == lab.Maker {
+				conf.Hold = func(*x509.CertificateRequest) time.Duration { return time.Hour }
+			}
+		}
+	})
+	p := newPatient(t, bench, id)
+	p.start()
+	p.log.await(t, "step failed, will be tried again")
+	p.stop()
+
+	password, err := bench.NewPassword(lab.Owner, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cfg.Birth.Mode = config.BirthNone
+	p.cfg.EST.PasswordFile = filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(p.cfg.EST.PasswordFile, []byte(password+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.reopen()
+	p.start()
+	p.awaitService()
+	p.stop()
+	agenttest.CheckIssued(t, filepath.Join(bench.Dir, "owner"), id)
 }
