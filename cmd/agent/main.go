@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"syscall"
 
 	"birthmark/internal/agent"
 	"birthmark/internal/agent/doctor"
@@ -38,6 +39,7 @@ func exitCode(err error) int {
 	case errors.As(err, &pending), errors.As(err, &unavailable),
 		errors.Is(err, rot.ErrUnavailable), errors.Is(err, rot.ErrBusy), errors.Is(err, rot.ErrLockout),
 		errors.Is(err, store.ErrLocked), errors.Is(err, store.ErrFull),
+		errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EIO),
 		errors.Is(err, os.ErrPermission), errors.Is(err, os.ErrNotExist),
 		errors.Is(err, context.Canceled):
 		return cli.Unavailable
