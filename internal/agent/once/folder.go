@@ -148,6 +148,12 @@ func (f folder) done() error {
 func (f folder) forget() {
 	// What cannot be removed is harmless: the next run says what it found.
 	_ = f.done()
+	f.discard()
+}
+
+// discard removes a request that never got under way, and the folder if nothing else
+// is in it. What another run has under way stays.
+func (f folder) discard() {
 	_ = os.RemoveAll(f.path("pending.new"))
 	_ = os.Remove(string(f))
 }

@@ -264,7 +264,7 @@ func (j *job) certificate(ctx context.Context) (Result, error) {
 func (j *job) ask(ctx context.Context, p *pending) (_ *pending, changes []string, err error) {
 	if p == nil {
 		if p, err = j.request(ctx); err != nil {
-			j.folder.forget()
+			j.folder.discard()
 			return nil, nil, err
 		}
 	} else {
