@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// stopLimit is how long an agent may take to end in good order.
+const stopLimit = 15 * time.Second
+
 // A device is the agent, running.
 type device struct {
 	cmd    *exec.Cmd
@@ -92,10 +95,12 @@ func start(ctx context.Context, env []string, agent string, args ...string) (*de
 	return d, nil
 }
 
-// stop ends the agent in good order.
+// stop ends the agent in good order, or after a while in any order.
 func (d *device) stop() {
 	// It may have ended by itself.
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	late := time.AfterFunc(stopLimit, func() { _ = d.cmd.Process.Kill() })
+	defer late.Stop()
 	for range d.log {
 	}
 	<-d.exited
