@@ -106,7 +106,7 @@ vet:
 lint:
 	@go tool staticcheck ./...
 race:
-	@go test -race $(LIBRARY)
+	@go test -race -timeout 20m $(LIBRARY)
 tpm: # what takes too long with the race detector; and another TPM, in C, built in half a minute
 	@go test -count=1 -v -run 'TestTenThousandOperations|TestEveryRefusalOfEveryCommand' ./pkg/rot/tpm
 	@go vet -tags simulator ./pkg/rot/tpm

@@ -37,4 +37,5 @@ while read -r package target; do
 	grep -E '^fuzz: elapsed' "$out" | tail -n 1
 	count=$((count + 1))
 done <<<"$targets"
+[ "$count" -gt 0 ] || { echo "fuzz: there are no targets" >&2; exit 1; }
 echo "fuzz: $count targets, $fuzztime each, nothing found"
