@@ -35,6 +35,18 @@ libstrongswan-standard-plugins  ECDSA for it (openssl)
 openssl                         requests and certificates that are not ours
 curl                            EST by hand, as factory scripts do it
 xz-utils                        unpacks the vulnerability database of make vuln
+qemu-system-x86                 the machine of test/qemu
+ovmf                            its UEFI firmware
+mmdebstrap                      makes its Debian, without root tricks
+systemd-boot-efi                its boot loader, and the stub that its kernel starts from
+binutils                        objcopy puts the kernel, its command line and an initrd behind that stub
+sbsigntool                      signs both for Secure Boot
+kmod                            depmod tells which modules a module needs
+e2fsprogs                       mke2fs writes its root file system, debugfs damages it
+fdisk                           sfdisk writes its partition table
+dosfstools                      mkfs.vfat makes its EFI system partition
+mtools                          mcopy puts files there
+zstd                            compresses the initrd
 '
 
 die() {
