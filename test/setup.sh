@@ -34,6 +34,7 @@ libstrongswan-extra-plugins     HTTPS for it (curl)
 libstrongswan-standard-plugins  ECDSA for it (openssl)
 openssl                         requests and certificates that are not ours
 curl                            EST by hand, as factory scripts do it
+jq                              reads the JSON that our commands print, in tests of what scripts would do
 xz-utils                        unpacks the vulnerability database of make vuln
 qemu-system-x86                 the machine of test/qemu
 ovmf                            its UEFI firmware
