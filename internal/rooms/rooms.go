@@ -76,6 +76,7 @@ var graph = map[string][]string{
 	// Tests of the whole, what they share, and the test of the house.
 	"internal/agent/agenttest": {"internal/agent", "internal/config", "internal/lab", "pkg/audit", "pkg/lifecycle",
 		"pkg/rot", "pkg/rot/tpm", "pkg/store"},
+	"internal/crashdisk":           {},
 	"internal/metrics/metricstest": {},
 	"internal/promises":            {},
 	"internal/rooms":               {},
@@ -83,6 +84,7 @@ var graph = map[string][]string{
 	"test/bench":                   {"internal/lab", "internal/swtpm"},
 	"test/docs":                    {},
 	"test/mutants":                 {},
+	"test/qemu/image":              {},
 	"test/sbom":                    {},
 	"test/vuln":                    {},
 }
@@ -94,6 +96,7 @@ var testsMay = []string{
 	"internal/lab", "internal/lab/broker", "internal/lab/ca", "internal/lab/est",
 	"pkg/rot/rottest",              // what every root of trust promises
 	"internal/metrics/metricstest", // what Prometheus reads
+	"internal/crashdisk",           // what a power cut leaves
 	"internal/promises",            // lists of docs/ that tests keep
 	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal",
 	"go.mozilla.org/pkcs7", // a second opinion on pkg/cms
