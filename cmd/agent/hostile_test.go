@@ -164,7 +164,7 @@ func TestMemoryUnderHostileServers(t *testing.T) {
 }
 
 // build builds the device binary as it is shipped, but for one text in some files.
-func build(t *testing.T, changes map[string][2]string) string {
+func build(t testing.TB, changes map[string][2]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "birthmark")
@@ -201,7 +201,7 @@ func build(t *testing.T, changes map[string][2]string) string {
 	return binary
 }
 
-func write(t *testing.T, file, text string) {
+func write(t testing.TB, file, text string) {
 	t.Helper()
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -210,7 +210,7 @@ func write(t *testing.T, file, text string) {
 
 // startHostile is a server with a certificate of the owner's, which answers to one
 // operation with what h has. To csrattrs, that there are none.
-func startHostile(t *testing.T, l *lab.Lab, op string, h hostile) *httptest.Server {
+func startHostile(t testing.TB, l *lab.Lab, op string, h hostile) *httptest.Server {
 	t.Helper()
 	cert, err := l.OwnerCA().Server("hostile")
 	if err != nil {
