@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"birthmark/internal/crashdisk"
 )
 
 // changes is what the crash tests do to a store, one after another.
@@ -20,67 +22,67 @@ var changes = []func(*facts) error{
 	set(4),
 }
 
-// A witness holds what a power cut may leave against what may be found.
-type witness struct {
-	allowed []int // values of facts.N
-	states  int
-	seen    map[string]bool
-	faults  []string
-	enough  bool // one fault is
-	twice   bool // cut again while Open repairs what was left
+// A crashDisk is a disk that knows what a power cut leaves of it.
+type crashDisk struct{ *crashdisk.Disk }
+
+func newCrashDisk(tb testing.TB, img crashdisk.Image) crashDisk {
+	return crashDisk{crashdisk.New(tb, img)}
 }
 
-// look cuts the power now, in every way there is.
-func (w *witness) look(tb testing.TB, d *crashDisk) {
-	d.cut(func(img image) {
-		w.states++
-		if w.enough && len(w.faults) > 0 {
-			return
-		}
-		key := fmt.Sprint(w.allowed, img)
-		if w.seen[key] {
-			return
-		}
-		w.seen[key] = true
-		if fault := w.reopen(tb, img); fault != "" {
-			w.faults = append(w.faults, fmt.Sprintf("%s, want one of %v, after a power cut that left\n%s", fault, w.allowed, img))
-		}
-	})
-}
+func (d crashDisk) mkdir(path string, mode fs.FileMode) error { return d.Mkdir(path, mode) }
+func (d crashDisk) rename(from, to string) error              { return d.Rename(from, to) }
+func (d crashDisk) remove(path string) error                  { return d.Remove(path) }
+func (d crashDisk) syncFolder(path string) error              { return d.SyncFolder(path) }
 
-// reopen opens a store on img and then, if twice, cuts the power again before every
-// call of Open: whatever was found once must be found again.
-func (w *witness) reopen(tb testing.TB, img image) (fault string) {
-	d := newCrashDisk(tb, img)
-	defer os.RemoveAll(d.root)
-	found := w.find(d, swiftDisk{})
-	if !slices.Contains(w.allowed, found.n) || found.err != nil || found.damaged != "" {
-		return fmt.Sprint("found ", found)
-	}
-	if !w.twice {
-		return ""
-	}
-	d = newCrashDisk(tb, img)
-	defer os.RemoveAll(d.root)
-	d.before = func(call string) error {
-		d.cut(func(img image) {
-			w.states++
-			again := newCrashDisk(tb, img)
-			defer os.RemoveAll(again.root)
-			if f := w.find(again, swiftDisk{}); f != found && fault == "" {
-				fault = fmt.Sprintf("found %v, and %v after another cut before %s, which left\n%s", found, f, call, img)
-			}
-		})
-		return nil
-	}
-	w.find(d, d)
-	return fault
+func (d crashDisk) create(path string, mode fs.FileMode) (file, error) {
+	return d.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 }
 
 // A swiftDisk makes nothing durable: what is looked at once and thrown away.
 type swiftDisk struct{ realDisk }
 
 func (swiftDisk) syncFolder(path string) error { _, err := os.Stat(path); return err }
+
+// A witness holds what a power cut may leave against what may be found.
+type witness struct {
+	crashdisk.Survey
+	allowed []int // values of facts.N
+	twice   bool  // cut again while Open repairs what was left
+}
+
+// look cuts the power now, in every way there is.
+func (w *witness) look(tb testing.TB, d crashDisk) {
+	w.Look(d.Disk, fmt.Sprint("one of ", w.allowed), func(img crashdisk.Image) string { return w.reopen(tb, img) })
+}
+
+// reopen opens a store on img and then, if twice, cuts the power again before every
+// call of Open: whatever was found once must be found again.
+func (w *witness) reopen(tb testing.TB, img crashdisk.Image) (fault string) {
+	d := newCrashDisk(tb, img)
+	defer d.Discard()
+	found := reopened(d, swiftDisk{})
+	if !slices.Contains(w.allowed, found.n) || found.err != nil || found.damaged != "" {
+		return fmt.Sprintf("found %v, want one of %v", found, w.allowed)
+	}
+	if !w.twice {
+		return ""
+	}
+	d = newCrashDisk(tb, img)
+	defer d.Discard()
+	d.Before = func(call string) error {
+		d.Cut(func(img crashdisk.Image) {
+			w.Cuts++
+			again := newCrashDisk(tb, img)
+			defer again.Discard()
+			if f := reopened(again, swiftDisk{}); f != found && fault == "" {
+				fault = fmt.Sprintf("found %v, and %v after another cut before %s, which left\n%s", found, f, call, img)
+			}
+		})
+		return nil
+	}
+	reopened(d, d)
+	return fault
+}
 
 // A finding is what a store says after it was opened.
 type finding struct {
@@ -89,8 +91,9 @@ type finding struct {
 	err     error
 }
 
-func (w *witness) find(at *crashDisk, through disk) finding {
-	s, err := open[facts](filepath.Join(at.root, "state"), through)
+// reopened is what a store says that is opened now.
+func reopened(at crashDisk, through disk) finding {
+	s, err := open[facts](filepath.Join(at.Root, "state"), through)
 	if err != nil {
 		return finding{err: err}
 	}
@@ -100,12 +103,12 @@ func (w *witness) find(at *crashDisk, through disk) finding {
 
 // powerCuts makes the changes on a disk that is set up by prepare, and looks before
 // every call and after every change.
-func powerCuts(t *testing.T, w *witness, prepare func(*crashDisk) disk) {
-	w.allowed, w.seen = []int{0}, map[string]bool{}
+func powerCuts(t *testing.T, w *witness, prepare func(crashDisk) disk) {
+	w.allowed = []int{0}
 	d := newCrashDisk(t, nil)
 	through := prepare(d)
-	d.before = func(string) error { w.look(t, d); return nil }
-	s, err := open[facts](filepath.Join(d.root, "state"), through)
+	d.Before = func(string) error { w.look(t, d); return nil }
+	s, err := open[facts](filepath.Join(d.Root, "state"), through)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,44 +123,30 @@ func powerCuts(t *testing.T, w *witness, prepare func(*crashDisk) disk) {
 
 func TestPowerCutLeavesTheOldOrTheNew(t *testing.T) {
 	w := witness{twice: true}
-	powerCuts(t, &w, func(d *crashDisk) disk { return d })
-	for _, fault := range w.faults[:min(3, len(w.faults))] {
-		t.Error(fault)
-	}
-	t.Logf("%d states, %d of them different, %d faults", w.states, len(w.seen), len(w.faults))
-	if len(w.seen) < 1000 {
-		t.Errorf("only %d different states were looked at: the disk has lost its imagination", len(w.seen))
-	}
+	powerCuts(t, &w, func(d crashDisk) disk { return d })
+	w.Report(t, 1000)
 }
 
 // inPlace makes a store write its file where it is.
-type inPlace struct{ *crashDisk }
+type inPlace struct{ crashDisk }
 
 func (d inPlace) create(path string, mode fs.FileMode) (file, error) {
-	path = strings.TrimSuffix(path, draftSuffix)
-	name := d.rel(path)
-	c := d.names[name]
-	if c == nil {
-		return d.crashDisk.create(path, mode)
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, mode)
-	c.now = nil
-	return &openFile{f, d.crashDisk, c}, err
+	return d.OpenFile(strings.TrimSuffix(path, draftSuffix), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
 }
 
 func (d inPlace) rename(string, string) error { return nil }
 
 func TestPowerCutFindsWhatIsLeftOut(t *testing.T) {
-	for name, prepare := range map[string]func(*crashDisk) disk{
-		"the file is not synced":   func(d *crashDisk) disk { d.idle = "sync"; return d },
-		"the folder is not synced": func(d *crashDisk) disk { d.idle = "sync folder"; return d },
-		"written in place":         func(d *crashDisk) disk { return inPlace{d} },
+	for name, prepare := range map[string]func(crashDisk) disk{
+		"the file is not synced":   func(d crashDisk) disk { d.Idle = crashdisk.Sync; return d },
+		"the folder is not synced": func(d crashDisk) disk { d.Idle = crashdisk.SyncFolder; return d },
+		"written in place":         func(d crashDisk) disk { return inPlace{d} },
 	} {
 		t.Run(name, func(t *testing.T) {
-			w := witness{enough: true}
+			w := witness{Survey: crashdisk.Survey{One: true}}
 			powerCuts(t, &w, prepare)
-			if len(w.faults) == 0 {
-				t.Errorf("no fault found in %d states", w.states)
+			if len(w.Faults) == 0 {
+				t.Errorf("no fault found after %d cuts", w.Cuts)
 			}
 		})
 	}
@@ -176,10 +165,10 @@ func (f failure) String() string {
 }
 
 // inject lets calls fail and looks before each. It says which one failed first.
-func (f failure) inject(t *testing.T, d *crashDisk, w *witness) (first *string) {
+func (f failure) inject(t *testing.T, d crashDisk, w *witness) (first *string) {
 	first = new(string)
 	calls := 0
-	d.before = func(call string) error {
+	d.Before = func(call string) error {
 		w.look(t, d)
 		calls++
 		if calls == f.n || f.stays && calls > f.n {
@@ -206,7 +195,7 @@ func TestFailedUpdateChangesNothing(t *testing.T) {
 			}
 		}
 	}
-	for _, call := range []string{"create", "write", "sync", "close", "rename", "sync folder"} {
+	for _, call := range []string{crashdisk.Open, crashdisk.Write, crashdisk.Sync, crashdisk.Close, crashdisk.Rename, crashdisk.SyncFolder} {
 		if failed[call] != 4 {
 			t.Errorf("%s failed %d times, want 4", call, failed[call])
 		}
@@ -217,7 +206,7 @@ func TestFailedUpdateChangesNothing(t *testing.T) {
 // not that many.
 func failedUpdate(t *testing.T, f failure) string {
 	d := newCrashDisk(t, nil)
-	s, err := open[facts](filepath.Join(d.root, "state"), d)
+	s, err := open[facts](filepath.Join(d.Root, "state"), d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,10 +214,10 @@ func failedUpdate(t *testing.T, f failure) string {
 	mustUpdate(t, s, changes[0])
 	before, _ := os.ReadFile(s.path())
 
-	w := &witness{allowed: []int{1, 2}, seen: map[string]bool{}}
+	w := &witness{allowed: []int{1, 2}}
 	call := f.inject(t, d, w)
 	err = s.Update(changes[1])
-	d.before = nil
+	d.Before = nil
 	if *call == "" {
 		if err != nil {
 			t.Errorf("%v: Update returned %v though nothing failed", f, err)
@@ -242,7 +231,7 @@ func failedUpdate(t *testing.T, f failure) string {
 		t.Errorf("%v (%s): memory holds %d, want 1", f, *call, got)
 	}
 	// A folder that can be synced no more is the one thing that cannot be undone.
-	undone := !f.stays || *call != "sync folder"
+	undone := !f.stays || *call != crashdisk.SyncFolder
 	if undone {
 		w.allowed = []int{1}
 		if after, _ := os.ReadFile(s.path()); string(after) != string(before) {
@@ -258,7 +247,7 @@ func failedUpdate(t *testing.T, f failure) string {
 	mustUpdate(t, s, changes[2]) // the disk is well again
 	w.allowed = []int{3}
 	w.look(t, d)
-	for _, fault := range w.faults[:min(3, len(w.faults))] {
+	for _, fault := range w.Faults[:min(3, len(w.Faults))] {
 		t.Errorf("%v (%s): %s", f, *call, fault)
 	}
 	return *call
@@ -266,21 +255,20 @@ func failedUpdate(t *testing.T, f failure) string {
 
 func TestFailedOpenLosesNothing(t *testing.T) {
 	for name, tc := range map[string]struct {
-		img   image
+		img   crashdisk.Image
 		n     int
 		aside string
 	}{
-		"nothing there":  {image{}, 0, ""},
-		"a value":        {image{"state": nil, "state/state.json": []byte(`{"n": 7}`)}, 7, ""},
-		"a draft, too":   {image{"state": nil, "state/state.json": []byte(`{"n": 7}`), "state/state.json.new": []byte(`{"n`)}, 7, ""},
-		"a damaged file": {image{"state": nil, "state/state.json": []byte(`{"n`)}, 0, `{"n`},
+		"nothing there":  {crashdisk.Image{}, 0, ""},
+		"a value":        {crashdisk.Image{"state": nil, "state/state.json": []byte(`{"n": 7}`)}, 7, ""},
+		"a draft, too":   {crashdisk.Image{"state": nil, "state/state.json": []byte(`{"n": 7}`), "state/state.json.new": []byte(`{"n`)}, 7, ""},
+		"a damaged file": {crashdisk.Image{"state": nil, "state/state.json": []byte(`{"n`)}, 0, `{"n`},
 	} {
-		w := &witness{}
 		for n, call := 1, "?"; call != ""; n++ {
 			d := newCrashDisk(t, tc.img)
 			call = ""
 			calls := 0
-			d.before = func(c string) error {
+			d.Before = func(c string) error {
 				if calls++; calls != n {
 					return nil
 				}
@@ -288,13 +276,13 @@ func TestFailedOpenLosesNothing(t *testing.T) {
 				return syscall.EIO
 			}
 			// A draft that cannot be removed is none of Open's business.
-			if found := w.find(d, d); (found.err == nil) != (call == "" || call == "remove") {
+			if found := reopened(d, d); (found.err == nil) != (call == "" || call == crashdisk.Remove) {
 				t.Errorf("%s, %s failed: Open found %v", name, call, found)
 			}
-			if found := w.find(d, swiftDisk{}); found.err != nil || found.n != tc.n {
+			if found := reopened(d, swiftDisk{}); found.err != nil || found.n != tc.n {
 				t.Errorf("%s, %s failed: the next Open found %v, want %d", name, call, found, tc.n)
 			}
-			aside, _ := os.ReadFile(filepath.Join(d.root, "state", fileName+".damaged-1"))
+			aside, _ := os.ReadFile(filepath.Join(d.Root, "state", fileName+".damaged-1"))
 			if string(aside) != tc.aside {
 				t.Errorf("%s, %s failed: kept aside is %q, want %q", name, call, aside, tc.aside)
 			}
@@ -304,10 +292,10 @@ func TestFailedOpenLosesNothing(t *testing.T) {
 
 func TestPowerCutKeepsDamagedContents(t *testing.T) {
 	const damaged = `{"n": 1, "na`
-	d := newCrashDisk(t, image{"state": nil, "state/state.json": []byte(damaged)})
+	d := newCrashDisk(t, crashdisk.Image{"state": nil, "state/state.json": []byte(damaged)})
 	states := 0
-	d.before = func(call string) error {
-		d.cut(func(img image) {
+	d.Before = func(call string) error {
+		d.Cut(func(img crashdisk.Image) {
 			states++
 			aside, ok := img["state/state.json.damaged-1"]
 			if !ok {
@@ -319,7 +307,7 @@ func TestPowerCutKeepsDamagedContents(t *testing.T) {
 		})
 		return nil
 	}
-	s, err := open[facts](filepath.Join(d.root, "state"), d)
+	s, err := open[facts](filepath.Join(d.Root, "state"), d)
 	if err != nil {
 		t.Fatal(err)
 	}

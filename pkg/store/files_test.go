@@ -6,30 +6,32 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"birthmark/internal/crashdisk"
 )
 
 // two are the files of these tests, as they are to become.
 var two = []File{{"cert.pem", []byte("new certificate"), 0o644}, {"key.pem", []byte("new key"), 0o600}}
 
-func oldTwo() image {
-	return image{"cert.pem": []byte("old certificate"), "key.pem": []byte("old key")}
+func oldTwo() crashdisk.Image {
+	return crashdisk.Image{"cert.pem": []byte("old certificate"), "key.pem": []byte("old key")}
 }
 
 // TestPowerCutLeavesEachFileOldOrNew cuts the power before every call of WriteFiles
 // and after the last, with and without older files in the folder.
 func TestPowerCutLeavesEachFileOldOrNew(t *testing.T) {
-	for _, before := range []image{{}, oldTwo()} {
+	for _, before := range []crashdisk.Image{{}, oldTwo()} {
 		d := newCrashDisk(t, before)
 		states := 0
 		look := func(done bool) {
-			d.cut(func(img image) {
+			d.Cut(func(img crashdisk.Image) {
 				states++
 				if t.Failed() {
 					return // one is enough
 				}
 				for _, f := range two {
 					got, there := img[f.Name]
-					isOld := there == has(before, f.Name) && string(got) == string(before[f.Name])
+					isOld := there == before.Has(f.Name) && string(got) == string(before[f.Name])
 					isNew := there && string(got) == string(f.Text)
 					if !isNew && (done || !isOld) {
 						t.Errorf("done %t: a power cut left\n%s", done, img)
@@ -37,8 +39,8 @@ func TestPowerCutLeavesEachFileOldOrNew(t *testing.T) {
 				}
 			})
 		}
-		d.before = func(string) error { look(false); return nil }
-		if err := replaceAll(d, d.root, two); err != nil {
+		d.Before = func(string) error { look(false); return nil }
+		if err := replaceAll(d, d.Root, two); err != nil {
 			t.Fatal(err)
 		}
 		look(true)
@@ -53,14 +55,14 @@ func TestFailedWriteLeavesNoDraft(t *testing.T) {
 	for n := 0; ; n++ {
 		d := newCrashDisk(t, oldTwo())
 		calls := 0
-		d.before = func(string) error {
+		d.Before = func(string) error {
 			calls++
 			if calls == n+1 {
 				return syscall.ENOSPC
 			}
 			return nil
 		}
-		err := replaceAll(d, d.root, two)
+		err := replaceAll(d, d.Root, two)
 		if calls <= n {
 			if err != nil {
 				t.Errorf("without a failing call: %v", err)
@@ -70,7 +72,7 @@ func TestFailedWriteLeavesNoDraft(t *testing.T) {
 		if !errors.Is(err, ErrFull) || !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("call %d fails: got %v, want ErrFull", n+1, err)
 		}
-		if got := names(t, d.root); got != "cert.pem key.pem" {
+		if got := names(t, d.Root); got != "cert.pem key.pem" {
 			t.Errorf("call %d fails: the folder holds %q", n+1, got)
 		}
 	}

@@ -10,7 +10,28 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+
+	"birthmark/internal/crashdisk"
 )
+
+// A crashDisk is a disk that knows what a power cut leaves of it.
+type crashDisk struct{ *crashdisk.Disk }
+
+func newCrashDisk(tb testing.TB, img crashdisk.Image) crashDisk {
+	return crashDisk{crashdisk.New(tb, img)}
+}
+
+func (d crashDisk) rename(from, to string) error { return d.Rename(from, to) }
+func (d crashDisk) remove(path string) error     { return d.Remove(path) }
+func (d crashDisk) syncFolder(path string) error { return d.SyncFolder(path) }
+
+func (d crashDisk) open(path string) (file, error) {
+	return d.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
+}
+
+func (d crashDisk) create(path string) (file, error) {
+	return d.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE|os.O_TRUNC, 0o600)
+}
 
 // A promise is what an outbox has told its callers, and what may be found of it
 // after a power cut.
@@ -19,39 +40,23 @@ type promise struct {
 	may    map[string]uint64 // those that are allowed to be there
 	next   map[string]uint64 // numbers that must not be given out again, by stream
 	clean  bool              // nothing is half written
-	states int
-	seen   map[string]bool
-	faults []string
-	enough bool // one fault is
+	survey crashdisk.Survey
 }
 
 func newPromise() *promise {
-	return &promise{must: map[string]uint64{}, may: map[string]uint64{}, next: map[string]uint64{}, clean: true, seen: map[string]bool{}}
+	return &promise{must: map[string]uint64{}, may: map[string]uint64{}, next: map[string]uint64{}, clean: true}
 }
 
 // look cuts the power now, in every way there is.
-func (p *promise) look(tb testing.TB, d *crashDisk) {
-	d.cut(func(img image) {
-		p.states++
-		if p.enough && len(p.faults) > 0 {
-			return
-		}
-		key := fmt.Sprint(p.must, p.may, p.next, p.clean, img)
-		if p.seen[key] {
-			return
-		}
-		p.seen[key] = true
-		if fault := p.reopen(tb, img); fault != "" {
-			p.faults = append(p.faults, fmt.Sprintf("%s after a power cut that left\n%s", fault, img))
-		}
-	})
+func (p *promise) look(tb testing.TB, d crashDisk) {
+	p.survey.Look(d.Disk, fmt.Sprint(p.must, p.may, p.next, p.clean), func(img crashdisk.Image) string { return p.reopen(tb, img) })
 }
 
 // reopen holds what is found against what was promised.
-func (p *promise) reopen(tb testing.TB, img image) string {
+func (p *promise) reopen(tb testing.TB, img crashdisk.Image) string {
 	d := newCrashDisk(tb, img)
-	defer os.RemoveAll(d.root)
-	o, err := openOutbox(filepath.Join(d.root, "outbox"), Limits{}, d)
+	defer d.Discard()
+	o, err := openOutbox(filepath.Join(d.Root, "outbox"), Limits{}, d)
 	if err != nil {
 		return err.Error()
 	}
@@ -90,8 +95,8 @@ func (p *promise) reopen(tb testing.TB, img image) string {
 
 // goOn restarts without a goodbye, says one more thing and restarts again. next are
 // the numbers that were not given out before.
-func goOn(d *crashDisk, next map[string]uint64) string {
-	o, err := openOutbox(filepath.Join(d.root, "outbox"), Limits{}, d)
+func goOn(d crashDisk, next map[string]uint64) string {
+	o, err := openOutbox(filepath.Join(d.Root, "outbox"), Limits{}, d)
 	if err != nil {
 		return err.Error()
 	}
@@ -104,7 +109,7 @@ func goOn(d *crashDisk, next map[string]uint64) string {
 	if err := o.Put(Message{Topic: "evt/later", QoS: 1, Durable: true, Payload: []byte("{}")}); err != nil {
 		return err.Error()
 	}
-	last, err := openOutbox(filepath.Join(d.root, "outbox"), Limits{}, d)
+	last, err := openOutbox(filepath.Join(d.Root, "outbox"), Limits{}, d)
 	if err != nil {
 		return err.Error()
 	}
@@ -179,20 +184,14 @@ var story = []struct {
 
 func TestPowerCutLosesNoPromise(t *testing.T) {
 	p := newPromise()
-	d := newCrashDisk(t, image{"outbox": nil})
-	d.before = func(string) error { p.look(t, d); return nil }
+	d := newCrashDisk(t, crashdisk.Image{"outbox": nil})
+	d.Before = func(string) error { p.look(t, d); return nil }
 	tellStory(t, p, d)
-	for _, fault := range p.faults[:min(3, len(p.faults))] {
-		t.Error(fault)
-	}
-	t.Logf("%d states, %d of them different, %d faults", p.states, len(p.seen), len(p.faults))
-	if len(p.seen) < 1000 {
-		t.Errorf("only %d different states were looked at", len(p.seen))
-	}
+	p.survey.Report(t, 1000)
 }
 
-func tellStory(t *testing.T, p *promise, d *crashDisk) {
-	o, err := openOutbox(filepath.Join(d.root, "outbox"), Limits{}, d)
+func tellStory(t *testing.T, p *promise, d crashDisk) {
+	o, err := openOutbox(filepath.Join(d.Root, "outbox"), Limits{}, d)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,14 +207,14 @@ func tellStory(t *testing.T, p *promise, d *crashDisk) {
 }
 
 func TestPowerCutFindsWhatIsNotSynced(t *testing.T) {
-	for _, idle := range []string{"sync", "sync folder"} {
+	for _, idle := range []string{crashdisk.Sync, crashdisk.SyncFolder} {
 		p := newPromise()
-		p.enough = true
-		d := newCrashDisk(t, image{"outbox": nil})
-		d.idle = idle
+		p.survey.One = true
+		d := newCrashDisk(t, crashdisk.Image{"outbox": nil})
+		d.Idle = idle
 		tellStory(t, p, d)
-		if len(p.faults) == 0 {
-			t.Errorf("no fault found in %d states without %s", p.states, idle)
+		if len(p.survey.Faults) == 0 {
+			t.Errorf("no fault found after %d cuts without %s", p.survey.Cuts, idle)
 		}
 	}
 }
@@ -233,7 +232,7 @@ func TestFailingDiskLosesNoPromise(t *testing.T) {
 			}
 		}
 	}
-	want := []string{"close", "create", "rename", "sync", "sync folder", "write"}
+	want := []string{crashdisk.Close, crashdisk.Open, crashdisk.Rename, crashdisk.Sync, crashdisk.SyncFolder, crashdisk.Write}
 	if got := slices.Sorted(maps.Keys(failed)); !slices.Equal(got, want) {
 		t.Errorf("calls that failed: %q, want %q", got, want)
 	}
@@ -243,13 +242,13 @@ func TestFailingDiskLosesNoPromise(t *testing.T) {
 // last step, and says which one it was.
 func failingStory(t *testing.T, n int, errno error, stays bool) (call string) {
 	p := newPromise()
-	d := newCrashDisk(t, image{"outbox": nil})
-	o, err := openOutbox(filepath.Join(d.root, "outbox"), Limits{}, d)
+	d := newCrashDisk(t, crashdisk.Image{"outbox": nil})
+	o, err := openOutbox(filepath.Join(d.Root, "outbox"), Limits{}, d)
 	if err != nil {
 		t.Fatal(err)
 	}
 	calls := 0
-	d.before = func(c string) error {
+	d.Before = func(c string) error {
 		if calls++; calls < n || calls > n && !stays {
 			return nil
 		}
@@ -260,7 +259,7 @@ func failingStory(t *testing.T, n int, errno error, stays bool) (call string) {
 	}
 	for i, step := range story {
 		if i == len(story)-1 {
-			d.before = nil // well again, and in time to say goodbye
+			d.Before = nil // well again, and in time to say goodbye
 		}
 		before := o.Stats().Waiting
 		err := step.do(o, p)
@@ -274,7 +273,7 @@ func failingStory(t *testing.T, n int, errno error, stays bool) (call string) {
 	p.clean = call == ""
 	clear(p.next) // what could not be reserved may come twice
 	p.look(t, d)
-	for _, fault := range p.faults {
+	for _, fault := range p.survey.Faults {
 		t.Errorf("%s failed at call %d, %v, stays %t: %s", call, n, errno, stays, fault)
 	}
 	return call
