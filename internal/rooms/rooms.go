@@ -85,6 +85,7 @@ var graph = map[string][]string{
 	"test/docs":                    {},
 	"test/mutants":                 {},
 	"test/qemu/image":              {},
+	"test/qemu/initrd":             {"golang.org/x/sys"},
 	"test/sbom":                    {},
 	"test/vuln":                    {},
 }
