@@ -40,15 +40,17 @@ import (
 
 // An Agent is one device's agent. Only one can hold a state folder.
 type Agent struct {
-	cfg    *config.Config
-	store  *store.Store[Device]
-	audit  *audit.Log
-	outbox *telemetry.Outbox
-	clock  *clock.Clock
-	log    *slog.Logger
+	cfg     *config.Config // the loop's own: Reload changes it
+	started *config.Config
+	store   *store.Store[Device]
+	audit   *audit.Log
+	outbox  *telemetry.Outbox
+	clock   *clock.Clock
+	log     *slog.Logger
 
-	root rot.Root // open while Run runs; the loop's own
-	live live
+	root  rot.Root // open while Run runs; the loop's own
+	live  live
+	heart heart
 
 	telling sync.Mutex // held while room for a local message is sought and taken
 
@@ -71,8 +73,8 @@ func New(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{cfg: cfg, store: st, cut: func(string) {}}
-	a.live.started = time.Now()
+	a := &Agent{cfg: cfg, started: cfg, store: st, cut: func(string) {}}
+	a.live.started, a.live.first = time.Now(), make(chan struct{})
 	a.log = slog.New(recorder{Handler: log.Handler(), kept: &a.live.kept})
 	if a.audit, err = audit.Open(cfg.Device.State); err != nil {
 		st.Close()
@@ -109,8 +111,22 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.live.opened(nil, context.Cause(ctx))
 		}
 	}()
+	for ctx.Err() == nil {
+		if err := a.term(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// term is as much of a life as is lived under one configuration.
+func (a *Agent) term(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if cfg := a.live.takeUp(cancel); cfg != nil {
+		a.cfg = cfg
+	}
 	if path := a.cfg.Metrics.Textfile; path != "" {
-		ctx, cancel := context.WithCancel(ctx)
 		var writing sync.WaitGroup
 		writing.Go(func() { a.keepTextfile(ctx, path) })
 		defer writing.Wait()
@@ -129,6 +145,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			return &StopError{fmt.Errorf("state %q is not known to this version of the agent", state)}
 		}
 		a.live.working()
+		a.heart.beat(loopPart, stepLimit)
 		err := a.withRoot(ctx, step)
 		var stop *StopError
 		switch {
@@ -145,7 +162,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.live.failed(state, err, attempt, delay)
 			a.log.Warn("step failed, will be tried again", "state", state.String(), "err", err,
 				"next", Hint(err), "in", delay.Round(time.Second/10), "attempt", attempt)
-			if !Pause(ctx, delay) {
+			if !a.pause(ctx, delay) {
 				return nil
 			}
 		}

@@ -136,7 +136,7 @@ func (a *Agent) ask(ctx context.Context, effect string, ca *enroll.Client, makeK
 	// than a CA can ask for.
 	if wait := min(asking.RetryAt.Sub(a.clock.Now()), pendingLimit); wait > 0 {
 		a.log.Info("the CA asked to wait", "for", wait.Round(time.Second))
-		if !Pause(ctx, wait) {
+		if !a.pause(ctx, wait) {
 			return issued, ctx.Err()
 		}
 	}

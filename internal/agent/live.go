@@ -14,6 +14,7 @@ import (
 type live struct {
 	started time.Time
 	kept    kept
+	first   chan struct{} // closed when the root of trust was opened for the first time
 
 	mu       sync.Mutex // guards all below
 	root     rot.Root   // nil while it is not open
@@ -21,6 +22,7 @@ type live struct {
 	commands uint64     // of the roots before
 	failures map[string]uint64
 	retry    *Retry // nil while a step is at work
+	reload   reload
 
 	attempts, sessions uint64 // with the broker
 	session            time.Time
@@ -44,7 +46,18 @@ func (l *live) opened(root rot.Root, err error) {
 		l.commands += stats(l.root).Commands
 	}
 	l.root, l.rootErr = root, err
+	if root == nil {
+		return
+	}
+	select {
+	case <-l.first:
+	default:
+		close(l.first)
+	}
 }
+
+// Opened is closed when Run has opened the root of trust for the first time.
+func (a *Agent) Opened() <-chan struct{} { return a.live.first }
 
 // Root is the root of trust while the agent runs and has it open, or why it has not.
 func (a *Agent) Root() (rot.Root, error) {

@@ -82,10 +82,13 @@ func (a *Agent) keepTextfile(ctx context.Context, path string) {
 	}()
 	every := time.NewTicker(textfileInterval)
 	defer every.Stop()
+	defer a.heart.rest(textfilePart)
 	for {
+		a.heart.beat(textfilePart, workLimit)
 		if err := a.writeTextfile(path); err != nil {
 			a.log.Warn("cannot write the metrics", "path", path, "err", err)
 		}
+		a.heart.beat(textfilePart, textfileInterval+workLimit)
 		select {
 		case <-every.C:
 		case <-ctx.Done():

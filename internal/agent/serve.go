@@ -54,6 +54,9 @@ func (a *Agent) serve(ctx context.Context) error {
 	defer sampling.Wait()
 	defer cancel()
 	sampling.Go(func() { a.sample(ctx, &sampler) })
+	a.heart.rest(loopPart) // the link is at work
+	defer a.heart.beat(loopPart, startLimit)
+	defer a.heart.rest(linkPart)
 	return link.Run(ctx)
 }
 
@@ -89,6 +92,7 @@ func (a *Agent) link(ctx context.Context) (*telemetry.Link, rot.Key, error) {
 		Log:       a.log,
 
 		OnConnected: a.live.connected,
+		Beat:        func(within time.Duration) { a.heart.beat(linkPart, within) },
 		OnClone:     a.suspectClone,
 	}, key, nil
 }
@@ -138,11 +142,15 @@ func credentialFacts(o Owner) map[string]any {
 
 // sample puts one reading of the device into the outbox at every interval.
 func (a *Agent) sample(ctx context.Context, sampler *telemetry.Sampler) {
-	every := time.NewTicker(time.Duration(a.cfg.Telemetry.Interval))
+	interval := time.Duration(a.cfg.Telemetry.Interval)
+	every := time.NewTicker(interval)
 	defer every.Stop()
+	defer a.heart.rest(samplerPart)
 	for {
+		a.heart.beat(samplerPart, interval+workLimit)
 		select {
 		case <-every.C:
+			a.heart.beat(samplerPart, workLimit)
 			a.report(sampler)
 		case <-ctx.Done():
 			return

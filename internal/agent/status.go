@@ -98,7 +98,7 @@ func (a *Agent) Status() Status {
 	// A state that cannot be read as far as its certificates go is said as far as it
 	// goes: that an agent runs on it is known here.
 	s, _ := statusOf(a.store.Get(), a.clock)
-	s.Folder, s.Running = a.cfg.Device.State, true
+	s.Folder, s.Running = a.started.Device.State, true
 	l := &a.live
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -52,6 +52,9 @@ type Link struct {
 	// OnConnected is called when a session of Run is up and its birth acknowledged.
 	// May be nil.
 	OnConnected func()
+	// Beat is called by Run whenever it goes on, with the time within which it will do
+	// so again. May be nil.
+	Beat func(within time.Duration)
 	// OnClone is called when Run has lost so many sessions to the broker in a row that
 	// another device may have this identity: once, until a session held for an hour.
 	// Meanwhile Run connects once in 5 to 10 minutes. May be nil; Run waits for it.
@@ -106,6 +109,7 @@ func (l *Link) Run(ctx context.Context) error {
 	}
 	for turn := 0; ; {
 		broker := brokers[turn%len(brokers)]
+		l.beat(openLimit + aliveLimit)
 		up, err := l.session(ctx, broker)
 		if ctx.Err() != nil {
 			return nil
@@ -131,6 +135,7 @@ func (l *Link) Run(ctx context.Context) error {
 			pause = again.failed()
 			l.log().Warn("no session with the broker", "broker", broker.Host, "err", err, "retry", pause)
 		}
+		l.beat(pause + aliveLimit)
 		if !sleep(ctx, pause) {
 			return nil
 		}
@@ -209,6 +214,12 @@ func (l *Link) keepAlive() time.Duration {
 		return defaultKeepAlive
 	}
 	return min(max(l.KeepAlive, time.Second), keepAliveLimit)
+}
+
+func (l *Link) beat(within time.Duration) {
+	if l.Beat != nil {
+		l.Beat(within)
+	}
 }
 
 func (l *Link) log() *slog.Logger {

@@ -17,10 +17,13 @@ import (
 )
 
 const (
-	openLimit     = time.Minute      // from dialling to the acknowledged birth
-	ackLimit      = 30 * time.Second // PUBACK of a message
-	leaveLimit    = 3 * time.Second  // saying goodbye
-	stateInterval = 10 * time.Minute // the state is said again this often
+	openLimit     = time.Minute             // from dialling to the acknowledged birth
+	ackLimit      = 30 * time.Second        // PUBACK of a message
+	leaveLimit    = 1500 * time.Millisecond // saying goodbye
+	stateInterval = 10 * time.Minute        // the state is said again this often
+
+	aliveInterval = 30 * time.Second // a session that does nothing goes on this often
+	aliveLimit    = 30 * time.Second // what Run does without waiting takes less
 
 	inFlight = 16 // messages sent and not yet acknowledged
 )
@@ -242,8 +245,11 @@ func (s *session) serve(ctx context.Context) error {
 	defer unblock()
 	repeat := time.NewTicker(stateInterval)
 	defer repeat.Stop()
+	alive := time.NewTicker(aliveInterval)
+	defer alive.Stop()
 	var flights []flight
 	for {
+		s.link.beat(aliveInterval + aliveLimit)
 		flights = s.send(flights)
 		var acked <-chan struct{}
 		var late <-chan time.Time
@@ -263,6 +269,7 @@ func (s *session) serve(ctx context.Context) error {
 		case <-repeat.C:
 			flights = append(flights, flight{nil, s.publishState(), s.due()})
 		case <-s.link.Outbox.wake:
+		case <-alive.C:
 		case <-s.conn.gone:
 			return s.conn.err
 		case <-ctx.Done():
