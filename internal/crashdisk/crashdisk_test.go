@@ -43,7 +43,9 @@ func left(t *testing.T, img Image, do script) map[string]bool {
 		t.Fatal(err)
 	}
 	all := map[string]bool{}
-	d.Cut(func(img Image) { all[img.String()] = true })
+	for img := range d.Cut() {
+		all[img.String()] = true
+	}
 	return all
 }
 
@@ -290,21 +292,21 @@ func TestOutsideOfTheModel(t *testing.T) {
 	}
 }
 
-// TestSurvey: each image is looked at once for the same promise, and faults are kept.
+// TestSurvey: each image is looked at once for the same promise, and after a few faults
+// nothing more is.
 func TestSurvey(t *testing.T) {
-	for _, one := range []bool{false, true} {
+	for fault, c := range map[string]struct{ looks, cuts int }{"": {4, 6}, "wrong": {enough, 5}} {
 		d := New(t, Image{})
 		if err := put(d, filepath.Join(d.Root, "f"), "1", true); err != nil {
 			t.Fatal(err)
 		}
-		s := Survey{One: one}
-		looked := 0
+		var s Survey
+		looks := 0
 		for _, promise := range []string{"a", "a", "b"} {
-			s.Look(d, promise, func(Image) string { looked++; return "wrong" })
+			s.Look(d, promise, func(Image) string { looks++; return fault })
 		}
-		want := map[bool]int{false: 4, true: 1}[one]
-		if looked != want || len(s.Faults) != want || s.Cuts != 6 {
-			t.Errorf("one %t: %d looks, %d faults, %d cuts, want %d, %d, 6", one, looked, len(s.Faults), s.Cuts, want, want)
+		if looks != c.looks || s.Cuts != c.cuts || s.Done() != (fault != "") {
+			t.Errorf("fault %q: %d looks, %d cuts, done %t, want %+v", fault, looks, s.Cuts, s.Done(), c)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package crashdisk
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -44,40 +45,46 @@ func (img Image) write(root string) error {
 	return nil
 }
 
-// Cut yields everything that a power cut now may leave. Some of it may come twice.
-func (d *Disk) Cut(yield func(Image)) {
-	for subset := range 1 << len(d.pending) {
-		names := maps.Clone(d.durable)
-		for i, c := range d.pending {
-			if subset>>i&1 == 1 {
-				c.do(names)
+// Cut is everything that a power cut now may leave. Some of it may come twice.
+func (d *Disk) Cut() iter.Seq[Image] {
+	return func(yield func(Image) bool) {
+		for subset := range 1 << len(d.pending) {
+			names := maps.Clone(d.durable)
+			for i, c := range d.pending {
+				if subset>>i&1 == 1 {
+					c.do(names)
+				}
+			}
+			if !cutContents(Image{}, slices.Sorted(maps.Keys(names)), names, yield) {
+				return
 			}
 		}
-		cutContents(Image{}, slices.Sorted(maps.Keys(names)), names, yield)
 	}
 }
 
-// cutContents adds to img what may be found under the names that are left.
-func cutContents(img Image, left []string, names map[string]*contents, yield func(Image)) {
+// cutContents adds to img what may be found under the names that are left. It says
+// whether to go on.
+func cutContents(img Image, left []string, names map[string]*contents, yield func(Image) bool) bool {
 	if len(left) == 0 {
-		yield(maps.Clone(img))
-		return
+		return yield(maps.Clone(img))
 	}
 	name := left[0]
-	switch folder, c := filepath.Dir(name), names[name]; {
-	case folder != "." && !img.Has(folder): // what is in a folder goes with it
-		cutContents(img, left[1:], names, yield)
-	case c == nil:
-		img[name] = nil
-		cutContents(img, left[1:], names, yield)
-		delete(img, name)
-	default:
-		for _, text := range remains(c.durable, c.now) {
-			img[name] = text
-			cutContents(img, left[1:], names, yield)
-		}
-		delete(img, name)
+	folder, c := filepath.Dir(name), names[name]
+	if folder != "." && !img.Has(folder) { // what is in a folder goes with it
+		return cutContents(img, left[1:], names, yield)
 	}
+	defer delete(img, name)
+	if c == nil {
+		img[name] = nil
+		return cutContents(img, left[1:], names, yield)
+	}
+	for _, text := range remains(c.durable, c.now) {
+		img[name] = text
+		if !cutContents(img, left[1:], names, yield) {
+			return false
+		}
+	}
+	return true
 }
 
 // blocks is how many parts of what was written reach the disk, each by itself.

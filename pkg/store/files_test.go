@@ -24,7 +24,7 @@ func TestPowerCutLeavesEachFileOldOrNew(t *testing.T) {
 		d := newCrashDisk(t, before)
 		states := 0
 		look := func(done bool) {
-			d.Cut(func(img crashdisk.Image) {
+			for img := range d.Cut() {
 				states++
 				if t.Failed() {
 					return // one is enough
@@ -37,7 +37,7 @@ func TestPowerCutLeavesEachFileOldOrNew(t *testing.T) {
 						t.Errorf("done %t: a power cut left\n%s", done, img)
 					}
 				}
-			})
+			}
 		}
 		d.Before = func(string) error { look(false); return nil }
 		if err := replaceAll(d, d.Root, two); err != nil {

@@ -209,7 +209,6 @@ func tellStory(t *testing.T, p *promise, d crashDisk) {
 func TestPowerCutFindsWhatIsNotSynced(t *testing.T) {
 	for _, idle := range []string{crashdisk.Sync, crashdisk.SyncFolder} {
 		p := newPromise()
-		p.survey.One = true
 		d := newCrashDisk(t, crashdisk.Image{"outbox": nil})
 		d.Idle = idle
 		tellStory(t, p, d)
