@@ -59,8 +59,9 @@ type entry struct {
 
 // A Log is an open log. It is safe for concurrent use.
 type Log struct {
-	dir  string
-	disk disk
+	dir   string
+	disk  disk
+	limit int64 // bytes of audit.log
 
 	mu    sync.Mutex
 	file  file   // nil when there is none, or none yet after a rotation
@@ -71,11 +72,12 @@ type Log struct {
 	last  string // its hash
 }
 
-// Open opens the log in the folder dir, which is made if it is not there.
-func Open(dir string) (*Log, error) { return open(dir, realDisk{}) }
+// Open opens the log in the folder dir, which is made, for its owner only, if it is not
+// there.
+func Open(dir string) (*Log, error) { return open(dir, realDisk{}, fileLimit) }
 
-func open(dir string, d disk) (*Log, error) {
-	l := &Log{dir: dir, disk: d}
+func open(dir string, d disk, limit int64) (*Log, error) {
+	l := &Log{dir: dir, disk: d, limit: limit}
 	if err := l.load(); err != nil {
 		if l.file != nil {
 			l.file.Close()
@@ -88,11 +90,16 @@ func open(dir string, d disk) (*Log, error) {
 // load finds the end of the chain: in audit.log, or, if that is empty or not there,
 // in audit.log.1.
 func (l *Log) load() error {
-	if err := os.MkdirAll(l.dir, 0o700); err != nil {
+	if err := l.disk.mkdir(l.dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	text, err := readFile(l.path())
 	if errors.Is(err, fs.ErrNotExist) {
+		// The folder's own entry may be as new as this, unless it is not ours to sync:
+		// then it was there before us.
+		if err := l.disk.syncFolder(filepath.Dir(l.dir)); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
 		// Without a draft there is no log yet, or none since a rotation.
 		if err := l.adoptDraft(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -222,7 +229,7 @@ func (l *Log) prepareLocked(n int) error {
 	if err := l.repairLocked(); err != nil {
 		return err
 	}
-	if l.file != nil && l.size+int64(n) > fileLimit {
+	if l.file != nil && l.size+int64(n) > l.limit {
 		if err := l.disk.rename(l.path(), l.path()+".1"); err != nil {
 			return err
 		}

@@ -46,16 +46,24 @@ func mustRead(tb testing.TB, path string) []byte {
 }
 
 // events are those of the lines in text.
-func events(tb testing.TB, text []byte) (all []string) {
+func events(tb testing.TB, text []byte) []string {
 	tb.Helper()
+	all, err := eventsOf(text)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return all
+}
+
+func eventsOf(text []byte) (all []string, err error) {
 	for line := range bytes.Lines(text) {
 		var e entry
 		if err := json.Unmarshal(line, &e); err != nil {
-			tb.Fatalf("%q: %v", line, err)
+			return nil, fmt.Errorf("%q: %w", line, err)
 		}
 		all = append(all, e.Event)
 	}
-	return all
+	return all, nil
 }
 
 // sound fails unless the log in dir verifies from its first line to its last.
@@ -195,7 +203,7 @@ func TestRotationKeepsTheChain(t *testing.T) {
 	dir := t.TempDir()
 	reopen := func() *Log {
 		t.Helper()
-		l, err := open(dir, swiftDisk{})
+		l, err := open(dir, swiftDisk{}, fileLimit)
 		if err != nil {
 			t.Fatal(err)
 		}

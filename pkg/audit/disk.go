@@ -8,8 +8,9 @@ import (
 )
 
 // A disk is all that this package does to change what lies on one. Tests stand in
-// between, and let it fail.
+// between: they let it fail, and cut its power.
 type disk interface {
+	mkdir(path string) error
 	// open opens a file to append to, and makes it if it is not there.
 	open(path string) (file, error)
 	rename(from, to string) error
@@ -24,6 +25,7 @@ type file interface {
 
 type realDisk struct{}
 
+func (realDisk) mkdir(path string) error      { return os.Mkdir(path, 0o700) }
 func (realDisk) rename(from, to string) error { return os.Rename(from, to) }
 
 func (realDisk) open(path string) (file, error) {

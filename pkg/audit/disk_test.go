@@ -103,7 +103,7 @@ func failedAppend(t *testing.T, n int, stays, rotate bool) (call string) {
 		}
 		return syscall.ENOSPC
 	}}
-	l, err := open(dir, d)
+	l, err := open(dir, d, fileLimit)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestFailedOpenLosesNothing(t *testing.T) {
 				call = c
 				return syscall.EIO
 			}}
-			if l, err := open(dir, d); call != "" && !errors.Is(err, syscall.EIO) {
+			if l, err := open(dir, d, fileLimit); call != "" && !errors.Is(err, syscall.EIO) {
 				t.Errorf("%s, %s failed: Open returned %v, want EIO", name, call, err)
 			} else if err == nil {
 				l.Close()
