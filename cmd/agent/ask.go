@@ -20,28 +20,6 @@ const (
 	doctorPatience = 20 * time.Second // an examination takes 15 s at most
 )
 
-// openDoors opens the doors of a. A device goes on living without them.
-func openDoors(a *agent.Agent, conf *config.Loaded) *api.Doors {
-	doors, err := api.Open(conf.Config.Doors.Folder, api.Agent{
-		Status:  func() any { return a.Status() },
-		Metrics: a.Metrics,
-		Doctor: func(ctx context.Context) any {
-			return doctor.Examine(ctx, doctor.Patient{Config: conf, Root: a.Root})
-		},
-		Tell: func(m api.Message) error {
-			err := a.Tell(m.Name, m.Object, m.Durable)
-			if errors.Is(err, agent.ErrNoRoom) {
-				err = fmt.Errorf("%w: %w", api.ErrNoRoom, err)
-			}
-			return err
-		},
-	}, a.Log())
-	if err != nil {
-		a.Log().Error("not all doors are open; the agent runs without", "err", err)
-	}
-	return doors
-}
-
 // ask asks the agent whose door and state are those of conf, for something that names
 // its state folder. It says whether there is an answer; why not, where somebody
 // should know, it writes to notes.

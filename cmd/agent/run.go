@@ -1,10 +1,16 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,7 +43,12 @@ func runCommand() *cobra.Command {
 
 What is missing (TPM, network, disk space) is waited for, with a line in the log
 for every try. It ends by itself, with exit code 1, only where waiting cannot
-help: the state folder belongs to another TPM, or the TPM was cleared.`,
+help: the state folder belongs to another TPM, or the TPM was cleared.
+
+SIGHUP has it read its configuration again. One with mistakes is refused, as is one
+with another section [device], tpm.address or [doors]; the log says so, and the old one
+stays in force. Under systemd it tells when it is ready and how it is (sd_notify),
+serves the watchdog, takes the sockets that it is given, and logs to the journal.`,
 		Example: "  birthmark run\n  birthmark run --config /etc/birthmark/birthmark.toml",
 	}
 	file := configFlag(cmd)
@@ -47,24 +58,70 @@ help: the state folder belongs to another TPM, or the TPM was cleared.`,
 		if err != nil {
 			return err
 		}
-		var options slog.HandlerOptions
-		var level slog.Level
-		if err := level.UnmarshalText([]byte(conf.Config.Log.Level)); err != nil {
-			return &config.Error{Msg: fmt.Sprintf("log.level: %v", err)}
-		}
-		options.Level = level
-		log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &options))
-		if *asJSON {
-			log = slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &options))
-		}
-		a, err := agent.New(&conf.Config, log)
-		if err != nil {
-			return err
-		}
-		doors := openDoors(a, conf)
-		return errors.Join(a.Run(cmd.Context()), doors.Close(), a.Close())
+		return run(cmd.Context(), conf, func() (*config.Loaded, error) { return load(*file) },
+			func(level slog.Leveler) slog.Handler { return newLog(cmd.ErrOrStderr(), level, *asJSON) })
 	}
 	return cmd
+}
+
+// stopLimit is for the agent to come to an end. What would take longer is cut off: a
+// device can be cut off at any moment.
+const stopLimit = 1800 * time.Millisecond
+
+// run runs the agent until ctx ends. again reads the configuration once more.
+func run(ctx context.Context, conf *config.Loaded, again func() (*config.Loaded, error), newLog func(slog.Leveler) slog.Handler) error {
+	var level slog.LevelVar
+	setLevel(&level, conf)
+	entries := make(chan struct{}, 1)
+	a, err := agent.New(&conf.Config, slog.New(waker{newLog(&level), entries}))
+	if err != nil {
+		return err
+	}
+	var inForce atomic.Pointer[config.Loaded]
+	inForce.Store(conf)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	h := herald{
+		log: a.Log(), opened: a.Opened(), status: a.Status, stuck: a.Stuck,
+		send: sdNotify, watchdog: watchdogInterval(a.Log()), entries: entries, hangups: hangups,
+		reload: func(ctx context.Context) error {
+			next, err := again()
+			if err == nil {
+				err = a.Reload(ctx, &next.Config)
+			}
+			if err == nil {
+				inForce.Store(next)
+				setLevel(&level, next)
+			}
+			return err
+		},
+	}
+	doors := openDoors(a, inForce.Load)
+	telling, stop := context.WithCancel(ctx) // an agent may end by itself
+	ended := make(chan error, 1)
+	go func() {
+		var told sync.WaitGroup
+		told.Go(func() { h.run(telling) })
+		err := errors.Join(a.Run(ctx), doors.Close())
+		stop()
+		told.Wait()
+		ended <- errors.Join(err, a.Close())
+	}()
+	late := make(chan struct{})
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(stopLimit, func() { close(late) }) })()
+	select {
+	case err := <-ended:
+		return err
+	case <-late:
+		return fmt.Errorf("cut off what does not end within %v of a stop: %w", stopLimit, context.Canceled)
+	}
+}
+
+func setLevel(level *slog.LevelVar, conf *config.Loaded) {
+	if err := level.UnmarshalText([]byte(conf.Config.Log.Level)); err != nil {
+		panic("log.level was checked: " + err.Error())
+	}
 }
 
 func configCommand() *cobra.Command {

@@ -16,8 +16,8 @@ type reload struct {
 
 // Reload lets Run go on with another configuration, in which [config.Loaded.Check]
 // has found nothing. The step at work is given up, a session with the broker left in
-// good order, and the step begun anew. Reload returns when Run goes by cfg, or when ctx
-// ends.
+// good order, and the step begun anew. Reload returns when Run goes by cfg; when ctx
+// ends before, Run stays with what it has.
 //
 // What a device is cannot change under its agent: cfg is refused as a whole when it
 // has another section [device], tpm.address or doors.folder.
@@ -34,7 +34,10 @@ func (a *Agent) Reload(ctx context.Context, cfg *config.Config) error {
 	case <-a.live.hand(cfg):
 		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		if a.live.takeBack(cfg) {
+			return context.Cause(ctx)
+		}
+		return nil
 	}
 }
 
@@ -42,19 +45,26 @@ func errRestart(what string) error {
 	return fmt.Errorf("%s is not the one that this agent was started with, and needs a restart", what)
 }
 
-// hand leaves cfg for the loop. A configuration that was not taken up yet is dropped:
-// whoever waits for it waits for cfg.
+// hand leaves cfg for the loop, in place of one that was not taken up yet.
 func (l *live) hand(cfg *config.Config) (taken <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.reload.next == nil {
-		l.reload.taken = make(chan struct{})
-	}
-	l.reload.next = cfg
+	l.reload.next, l.reload.taken = cfg, make(chan struct{})
 	if l.reload.end != nil {
 		l.reload.end()
 	}
 	return l.reload.taken
+}
+
+// takeBack reports whether cfg was still there.
+func (l *live) takeBack(cfg *config.Config) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	there := l.reload.next == cfg
+	if there {
+		l.reload.next = nil
+	}
+	return there
 }
 
 // takeUp begins a term of the loop, which end ends, with the configuration that was

@@ -12,7 +12,8 @@
 // mode. The user at the other end is not asked for: in a user namespace of its own
 // (PrivateUsers= of systemd) the agent sees strangers only. Where a group does not
 // exist, or the agent may not give a file to it, the socket is for the agent's own
-// user, and for root. docs/decisions/004-a-door-for-everybody.md says why status has
+// user, and for root. A service manager can make the sockets instead, with the groups
+// that it is told, and give them to the agent. docs/decisions/004-a-door-for-everybody.md says why status has
 // a socket of its own.
 //
 // # Messages of local programs
@@ -45,9 +46,11 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"birthmark/internal/metrics"
 )
@@ -87,12 +90,12 @@ type Doors struct {
 }
 
 // Open opens all doors in folder, which it makes if it is not there. Those that
-// could be opened are open even if there is an error.
-func Open(folder string, agent Agent, log *slog.Logger) (*Doors, error) {
+// could be opened are open even if there is an error. A door that somebody else has
+// made is in given by the name of its socket, and stays his: who may come in is his
+// business, and so is its file.
+func Open(folder string, given map[string]net.Listener, agent Agent, log *slog.Logger) (*Doors, error) {
 	d := &Doors{agent: agent, log: log, doctor: make(chan struct{}, 1)}
-	if err := makeFolder(folder); err != nil {
-		return d, err
-	}
+	makeFolder := sync.OnceValue(func() error { return makeFolder(folder) })
 	var errs []error
 	for _, door := range []struct {
 		name, group string
@@ -102,6 +105,15 @@ func Open(folder string, agent Agent, log *slog.Logger) (*Doors, error) {
 		{Control, "birthmark-admin", gets{"/v1/status": d.status, "/v1/metrics": d.metrics, "/v1/doctor": d.examine}},
 		{Telemetry, "birthmark-telemetry", newTeller(agent.Tell)},
 	} {
+		if l := given[door.name]; l != nil {
+			log.Info("door open", "path", l.Addr().String(), "for", "whom its maker lets in")
+			d.servers = append(d.servers, serve(l, door.handler, log))
+			continue
+		}
+		if err := makeFolder(); err != nil {
+			errs = []error{err} // the same for every door
+			continue
+		}
 		s, err := listen(filepath.Join(folder, door.name), door.group)
 		if err != nil {
 			errs = append(errs, err)

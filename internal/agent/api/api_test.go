@@ -57,7 +57,7 @@ func newFolder(t testing.TB) string {
 
 func open(t testing.TB, folder string, agent Agent) *Doors {
 	t.Helper()
-	d, err := Open(folder, agent, slog.New(slog.DiscardHandler))
+	d, err := Open(folder, nil, agent, slog.New(slog.DiscardHandler))
 	t.Cleanup(func() { d.Close() })
 	if err != nil {
 		t.Fatal(err)
@@ -291,7 +291,7 @@ func TestASocketIsReplacedOnlyWhenNobodyListens(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	first, err := Open(folder, desk.agent(), log)
+	first, err := Open(folder, nil, desk.agent(), log)
 	if err == nil || !strings.Contains(err.Error(), "something else than a socket") {
 		t.Errorf("over a file: %v", err)
 	}
@@ -300,7 +300,7 @@ func TestASocketIsReplacedOnlyWhenNobodyListens(t *testing.T) {
 		t.Errorf("over a dead agent's socket: status %d", status)
 	}
 
-	second, err := Open(folder, desk.agent(), log)
+	second, err := Open(folder, nil, desk.agent(), log)
 	if err == nil || strings.Count(err.Error(), "another program listens there") != 2 {
 		t.Errorf("beside another agent: %v", err)
 	}
