@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/rsa"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -81,14 +83,21 @@ func (a *Agent) own(ctx context.Context) error {
 	})
 }
 
-// ldevid opens the key of the request that is under way, or makes one.
+// ldevid opens the key of the request that is under way, or makes one. A key that the
+// CA refused is asked for again as long as its kind is wanted; otherwise a new one is
+// made, and the old one forgotten in the write that remembers the new one's request.
 func (a *Agent) ldevid(ctx context.Context, wish csr.Attrs) (key rot.Key, err error) {
-	if saved := a.store.Get().Asking.Key; saved != "" {
-		return a.root.Open(ctx, rot.Blob(saved))
-	}
 	algorithm := rot.Algorithm(a.cfg.TPM.Algorithm)
 	if wished, ok := wish.Algorithm(); ok {
 		algorithm = rot.Algorithm(wished)
+	}
+	if saved := a.store.Get().Asking; saved.Key != "" {
+		key, err := a.root.Open(ctx, rot.Blob(saved.Key))
+		if err != nil || saved.CSR != nil || kindOf(key) == algorithm {
+			return key, err
+		}
+		a.log.Info("another kind of key is wanted than the one that was refused", "was", string(kindOf(key)), "algorithm", string(algorithm))
+		key.Close()
 	}
 	err = a.do(effectKey, func() (err error) {
 		key, err = a.root.Create(ctx, algorithm)
@@ -98,6 +107,17 @@ func (a *Agent) ldevid(ctx context.Context, wish csr.Attrs) (key rot.Key, err er
 		a.log.Info("LDevID made in the root of trust", "algorithm", string(algorithm), "protected", protection(key))
 	}
 	return key, err
+}
+
+// kindOf is what kind of key it is.
+func kindOf(key rot.Key) rot.Algorithm {
+	switch pub := key.Public().(type) {
+	case *ecdsa.PublicKey:
+		return rot.Algorithm(pub.Curve.Params().Name)
+	case *rsa.PublicKey:
+		return rot.Algorithm(fmt.Sprintf("RSA-%d", pub.N.BitLen()))
+	}
+	return ""
 }
 
 // protection is what a key's root of trust says that protects it.
