@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	statusPatience = 3 * time.Second
-	doctorPatience = 20 * time.Second // an examination takes 15 s at most
+	statusPatience = 3 * time.Second  // an agent that says nothing of itself for so long hangs
+	doctorPatience = 16 * time.Second // an examination takes 15 s at most
+	doctorLimit    = 20 * time.Second // whatever hangs
 )
 
 // ask asks the agent whose door and state are those of conf, for something that names
@@ -32,6 +33,9 @@ func ask[T any](ctx context.Context, conf *config.Loaded, door, path string, pat
 	}
 	switch {
 	case errors.Is(err, api.ErrNobody):
+		return answer, false
+	case err != nil && ctx.Err() == context.DeadlineExceeded:
+		fmt.Fprintln(notes, "birthmark: "+cli.Line(fmt.Errorf("the agent does not answer within %v", patience), "it hangs: what follows was seen without it"))
 		return answer, false
 	case err != nil:
 		fmt.Fprintln(notes, "birthmark: "+cli.Line(err, agent.Hint(err)))
@@ -50,11 +54,17 @@ func status(ctx context.Context, conf *config.Loaded, notes io.Writer) (agent.St
 	return agent.ReadStatus(conf.Config.Device.State)
 }
 
-// examine lets the agent examine the device or, where none answers, does it.
+// examine lets the agent examine the device or, where none answers, does it. An agent
+// that says nothing of itself is not asked for what takes long.
 func examine(ctx context.Context, conf *config.Loaded, notes io.Writer) doctor.Report {
-	r, ok := ask(ctx, conf, api.Control, "/v1/doctor", doctorPatience, func(r doctor.Report) string { return r.Folder }, notes)
+	ctx, cancel := context.WithTimeout(ctx, doctorLimit)
+	defer cancel()
+	_, ok := ask(ctx, conf, api.Status, "/v1/status", statusPatience, func(s agent.Status) string { return s.Folder }, notes)
 	if ok {
-		return r
+		r, ok := ask(ctx, conf, api.Control, "/v1/doctor", doctorPatience, func(r doctor.Report) string { return r.Folder }, notes)
+		if ok {
+			return r
+		}
 	}
 	return doctor.Examine(ctx, doctor.Patient{Config: conf})
 }

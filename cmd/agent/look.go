@@ -56,7 +56,7 @@ brokers, and print a line for each. Servers are asked without any credential. An
 agent that runs examines itself, for root and members of group birthmark-admin.
 
 Exit code 0: all is well, or works with warnings. 1: something failed. 3: all that
-failed did because somebody did not answer. It takes 15 seconds at most, and 35 beside an
+failed did because somebody did not answer. It takes 15 seconds at most, and 20 beside an
 agent that hangs.`,
 		Example: `  birthmark doctor
   birthmark doctor --json | jq '.checks[] | select(.result != "ok")'`,
