@@ -47,8 +47,12 @@ fips: ## bin/birthmark-fips: the device binary with Go's certified cryptography
 .PHONY: install
 install: ## the device's files into DESTDIR, such as an image's root; after `make build`
 	install -D -m 755 bin/birthmark "$(DESTDIR)/usr/bin/birthmark"
-	install -D -m 644 -t "$(DESTDIR)/usr/lib/systemd/system" packaging/systemd/birthmark-agent.service
+	install -D -m 644 packaging/birthmark.toml "$(DESTDIR)/usr/lib/birthmark/birthmark.toml"
+	install -D -m 644 -t "$(DESTDIR)/usr/lib/systemd/system" packaging/systemd/*.service packaging/systemd/*.socket
+	install -D -m 644 -t "$(DESTDIR)/usr/lib/systemd/catalog" packaging/systemd/birthmark.catalog
 	install -D -m 644 packaging/systemd/birthmark.sysusers "$(DESTDIR)/usr/lib/sysusers.d/birthmark.conf"
+	install -D -m 644 packaging/systemd/birthmark.tmpfiles "$(DESTDIR)/usr/lib/tmpfiles.d/birthmark.conf"
+	install -D -m 644 packaging/polkit/birthmark.rules "$(DESTDIR)/usr/share/polkit-1/rules.d/50-birthmark.rules"
 
 .PHONY: demo
 demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itself
