@@ -70,7 +70,7 @@ var graph = map[string][]string{
 	"internal/swtpm":           {},
 	"internal/swtpm/swtpmtest": {"internal/swtpm"},
 	"internal/lab":             {"internal/lab/broker", "internal/lab/ca", "internal/lab/est", "pkg/store"},
-	"internal/lab/broker":      {"github.com/mochi-mqtt/server", "go.etcd.io/bbolt"},
+	"internal/lab/broker":      {"github.com/mochi-mqtt/server"},
 	"internal/lab/ca":          {},
 	"internal/lab/est":         {"internal/lab/ca", "go.mozilla.org/pkcs7"},
 	"internal/lab/demo":        {"internal/lab", "internal/lab/ca", "internal/swtpm", "go.mozilla.org/pkcs7"},

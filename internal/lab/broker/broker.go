@@ -35,11 +35,13 @@
 //
 // # What is not promised
 //
-// Sessions, queued and retained messages are in memory and end with the process:
-// the stores that mochi-mqtt brings along are modules that this project does not
-// use. Devices publish their state again at every connection, so what a restart
-// loses is commands to devices that were away. For more than that there is
-// mosquitto.
+// Sessions, queued and retained messages are in memory and end with the process.
+// The store that mochi-mqtt 2.7.9 brings along (bolt) was tried: it keeps a queued
+// message without its packet identifier, so that the broker hangs up on the client
+// that it is for, and a client that comes back loses its subscriptions and messages in
+// it. Devices subscribe and publish their state again at every connection, so what a
+// restart loses is commands to devices that were away. For more than that there is
+// mosquitto, which keeps them.
 package broker
 
 import (
