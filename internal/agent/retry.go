@@ -90,6 +90,9 @@ var troubles = []trouble{
 	{"untrusted", as[*clock.VerifyError], untrustedHint}, // the broker's
 	{"refused", as[*enroll.RefusedError], "ask the CA's operator; a one-time password can be used by one key only"},
 	{"answer", as[*enroll.AnswerError], "the CA's answer breaks the rules and was not used: ask its operator"},
+	{"network", is(enroll.ErrProxy), proxyHint},
+	{"network", is(telemetry.ErrProxy), proxyHint}, // on the way to the broker
+	{"network", unreachableProxy, proxyHint},
 	{"network", as[*enroll.UnavailableError], networkHint},
 	{"network", as[net.Error], networkHint},
 	{"network", is(io.EOF), networkHint},
@@ -99,6 +102,7 @@ var troubles = []trouble{
 const (
 	untrustedHint = "compare the server's root certificate with the configured anchors, and the clock with the real time"
 	networkHint   = "is the server running, the address right, the network up?"
+	proxyHint     = "look at HTTPS_PROXY and NO_PROXY where the agent runs: is the proxy right, does it want a user and password, may it connect to this server?"
 	otherKind     = "other"
 )
 
@@ -109,6 +113,12 @@ func is(target error) func(error) bool {
 func as[T error](err error) bool {
 	var target T
 	return errors.As(err, &target)
+}
+
+// unreachableProxy tells whether err is net/http's about a proxy that cannot be reached.
+func unreachableProxy(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "proxyconnect"
 }
 
 // troubleOf is the class of err.

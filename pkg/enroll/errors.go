@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -63,6 +64,10 @@ func (e *UnavailableError) Error() string {
 	return oneLine("the server is not available: " + e.Err.Error())
 }
 func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// ErrProxy, in an UnavailableError: the proxy that the environment names does not lead
+// to the server.
+var ErrProxy = errors.New("no way through the proxy")
 
 const (
 	textLimit = 200 // characters of a server's text in an error

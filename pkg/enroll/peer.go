@@ -147,7 +147,7 @@ func (c *Client) proxy(*http.Request) (*url.URL, error) {
 // net/http only repeats the proxy's.
 func connected(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Response) error {
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("the proxy %s does not lead to it: %s", proxy.Redacted(), said(resp.Status))
+		return fmt.Errorf("%w %s: %s", ErrProxy, proxy.Redacted(), said(resp.Status))
 	}
 	return nil
 }
@@ -156,7 +156,7 @@ func connected(_ context.Context, proxy *url.URL, _ *http.Request, resp *http.Re
 // it were the EST server.
 func usable(u *url.URL, err error) (*url.URL, error) {
 	if u != nil && u.Scheme == "https" {
-		return nil, fmt.Errorf("the proxy %s is to be reached over https: only http and socks5 can be used", u.Redacted())
+		return nil, fmt.Errorf("%w %s: it is to be reached over https, and only http and socks5 can be used", ErrProxy, u.Redacted())
 	}
 	return u, err
 }

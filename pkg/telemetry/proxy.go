@@ -17,6 +17,9 @@ import (
 // bytes.
 const proxyHeaderLimit = 16 << 10
 
+// ErrProxy: the proxy that the environment names does not lead to the broker.
+var ErrProxy = errors.New("no way through the proxy")
+
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // dialEnvironment connects to addr the way that the environment names.
@@ -31,7 +34,7 @@ func dialEnvironment(ctx context.Context, network, addr string) (net.Conn, error
 	}
 	c, err := tunnel(ctx, direct, proxy, addr)
 	if err != nil {
-		return nil, fmt.Errorf("no way through the proxy %s: %w", proxy.Host, reason(ctx, err))
+		return nil, fmt.Errorf("%w %s: %w", ErrProxy, proxy.Host, reason(ctx, err))
 	}
 	return c, nil
 }
@@ -45,7 +48,7 @@ func proxyFor(addr string) (*url.URL, error) {
 	case err != nil || proxy == nil:
 		return nil, err
 	case proxy.Scheme != "http" || proxy.Hostname() == "":
-		return nil, fmt.Errorf("the proxy %s is not http://HOST:PORT: no other can be used", proxy.Redacted())
+		return nil, fmt.Errorf("%w %s: it is not http://HOST:PORT, and no other can be used", ErrProxy, proxy.Redacted())
 	}
 	own := *proxy // net/http gives everybody the same one
 	if own.Port() == "" {
