@@ -90,6 +90,7 @@ var graph = map[string][]string{
 	"test/qemu/image":              {},
 	"test/qemu/initrd":             {"golang.org/x/sys"},
 	"test/sbom":                    {},
+	"test/units":                   {},
 	"test/vuln":                    {},
 }
 
