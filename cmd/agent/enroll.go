@@ -20,9 +20,10 @@ func enrollCommand() *cobra.Command {
 into a folder: cert.pem (leaf first, then chain), key.pem (wrapped by this TPM),
 pub.pem. The agent's own state is neither read nor written.
 
-Exit code 0: done. 1: refused, or the server or its answer does not verify; the
-folder holds nothing of it. 3: pending or unavailable; what is under way is kept in
-pending/ below the folder, and the same command line goes on with it.`,
+Exit code 0: done. 1: refused, or the server or its answer does not verify. 3: pending
+or unavailable. As long as a certificate may yet come, what is under way is kept in
+pending/ below the folder, and the same command line goes on with it; nothing is left
+of what the CA refused.`,
 		Example: `  birthmark enroll --est-url https://est.example.com --anchors root.pem \
       --username dev-1 --password-file otp --subject CN=dev-1 --out /var/lib/factory/dev-1
   birthmark enroll --op reenroll --est-url https://est.example.com --anchors root.pem \

@@ -37,7 +37,8 @@ func TestMain(m *testing.M) {
 //
 // In a script, $TPM and $OTHER_TPM are addresses; $EST, $MAKER_EST, $ROOT and
 // $MAKER_ROOT belong to the lab; $CONFIG is a device's configuration. $LATER is the
-// owner's EST server too, but answers "202, later" until the script says `approve`;
+// owner's EST server too, but answers "202, later" until the script says `approve`, or
+// with what it `answers STATUS`;
 // $PROOF is another one, which wants requests to be bound to their connection.
 // Commands are `exits CODE program …`; `password CA ID FILE`; `heard TOPIC`, which waits
 // for a device to say something; `asked`, which waits for one to ask at $LATER;
@@ -75,7 +76,12 @@ func TestScript(t *testing.T) {
 				ts.Check(os.WriteFile(ts.MkAbs(args[2]), []byte(password+"\n"), 0o600))
 			},
 			"approve": func(ts *testscript.TestScript, _ bool, _ []string) {
-				ts.Value(laterKey).(*later).approved.Store(true)
+				ts.Value(laterKey).(*later).status.Store(0)
+			},
+			"answers": func(ts *testscript.TestScript, _ bool, args []string) {
+				status, err := strconv.Atoi(args[0])
+				ts.Check(err)
+				ts.Value(laterKey).(*later).status.Store(int64(status))
 			},
 			"heard":      ear.await,
 			"asked":      asked,
@@ -113,8 +119,8 @@ const laterKey = "later"
 // A later is an EST server that has nobody who decides.
 type later struct {
 	*httptest.Server
-	approved atomic.Bool
-	asked    chan struct{} // closed at the first request
+	status atomic.Int64  // of its answers; 0: the owner's
+	asked  chan struct{} // closed at the first request
 }
 
 func startLater(t *testing.T, l *lab.Lab) *later {
@@ -130,12 +136,13 @@ func startLater(t *testing.T, l *lab.Lab) *later {
 	owner := httputil.NewSingleHostReverseProxy(target)
 	owner.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	s := &later{asked: make(chan struct{})}
+	s.status.Store(http.StatusAccepted)
 	note := sync.OnceFunc(func() { close(s.asked) })
 	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodPost && !s.approved.Load() {
+		if status := int(s.status.Load()); r.Method == http.MethodPost && status != 0 {
 			note()
 			w.Header().Set("Retry-After", "3600")
-			w.WriteHeader(http.StatusAccepted)
+			w.WriteHeader(status)
 			return
 		}
 		owner.ServeHTTP(w, r)

@@ -10,8 +10,12 @@
 //
 // The key and the request are on disk before they are sent, and what was issued
 // is on disk before an older result is replaced: the same command line, given
-// again after a power cut or a "later" of the CA, goes on where it was. A
-// refusal leaves nothing behind.
+// again after a power cut or a "later" of the CA, goes on where it was, with the same
+// key. So it does after silence, 5xx and other words of an overloaded server, and
+// after an answer that cannot be used. What the CA refused is forgotten: any 4xx about
+// the request itself, such as 400 and 403. One about who asks, or where (401, 404, 405,
+// 407, 421, a certificate that is not accepted), ends a request that was never sent
+// before; one that the CA may have is kept.
 package once
 
 import (
@@ -24,6 +28,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"time"
 
 	"birthmark/internal/agent"
@@ -262,7 +267,8 @@ func (j *job) certificate(ctx context.Context) (Result, error) {
 
 // ask gets p, or if it is nil a new request, answered.
 func (j *job) ask(ctx context.Context, p *pending) (_ *pending, changes []string, err error) {
-	if p == nil {
+	before := p != nil
+	if !before {
 		if p, err = j.request(ctx); err != nil {
 			j.folder.discard()
 			return nil, nil, err
@@ -270,10 +276,7 @@ func (j *job) ask(ctx context.Context, p *pending) (_ *pending, changes []string
 	} else {
 		j.say("going on with the request in %s", j.folder.path("pending"))
 	}
-	changes, err = j.send(ctx, p)
-	if final(err) {
-		j.folder.forget()
-	}
+	changes, err = j.send(ctx, p, before)
 	return p, changes, err
 }
 
@@ -333,9 +336,9 @@ func (j *job) subject(root rot.Root) (csr.Request, error) {
 	return csr.Request{Subject: raw}, nil
 }
 
-// send asks the CA, and goes on asking as long as MaxWait allows. What was
-// issued is in the folder when it returns.
-func (j *job) send(ctx context.Context, p *pending) (changes []string, err error) {
+// send asks the CA, and goes on asking as long as MaxWait allows. What was issued is in
+// the folder when it returns, and what was refused is not. Before, it was asked already.
+func (j *job) send(ctx context.Context, p *pending, before bool) (changes []string, err error) {
 	root, err := j.tpm(ctx)
 	if err != nil {
 		return nil, err
@@ -356,6 +359,10 @@ func (j *job) send(ctx context.Context, p *pending) (changes []string, err error
 		if err == nil {
 			return issued.Changes, j.folder.issued(p, agent.EncodeChain(issued.Chain))
 		}
+		if final(err, before) {
+			j.folder.forget()
+		}
+		before = true
 		wait, again := retryAfter(err)
 		if !again || time.Now().Add(wait).After(deadline) {
 			return nil, err
@@ -380,11 +387,21 @@ func retryAfter(err error) (time.Duration, bool) {
 	return 0, false
 }
 
-// final says whether err is the CA's last word about what is under way. Whatever
-// else goes wrong may be another way the next time: a full disk, or somebody else
-// who answers in the CA's place.
-func final(err error) bool {
+// final says whether no certificate can come of a request any more: the CA refused it.
+// Before, the request was sent without such an answer, so that the CA may have it.
+//
+// Whatever else goes wrong may be another way the next time: a full disk, a server that
+// is overloaded, somebody else who answers in the CA's place. Nor is an answer that
+// cannot be used the last word: the CA may have issued a certificate, and gives it to
+// the same request again.
+func final(err error, before bool) bool {
 	var refused *enroll.RefusedError
-	var answer *enroll.AnswerError
-	return errors.As(err, &refused) || errors.As(err, &answer)
+	if !errors.As(err, &refused) {
+		return false
+	}
+	switch refused.Status {
+	case 0, http.StatusUnauthorized, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusProxyAuthRequired, http.StatusMisdirectedRequest:
+		return !before // about who asks, and where: the request itself was not looked at
+	}
+	return true
 }
