@@ -82,7 +82,7 @@ var troubles = []trouble{
 	{"tpm", is(rot.ErrUnsupported), "this TPM cannot do that: set tpm.algorithm to P-256"},
 	{"tpm", is(rot.ErrUnavailable), "is the TPM enabled in the firmware, is tpm.address right, is this user in group tss?"},
 	{"tpm", is(rot.ErrNotOurs), "the key file was made by another TPM, or the TPM was cleared"},
-	{"disk", is(store.ErrLocked), "another agent runs on this state folder: stop it first"},
+	{"disk", is(store.ErrLocked), "another agent, or another enrolment, is at work in this folder: wait for it, or stop it first"},
 	{"disk", is(store.ErrFull), "make room on the disk; nothing was lost"},
 	{"broker", is(telemetry.ErrRefused), "the broker knows this certificate or client id not, or no longer: look at its log"},
 	{"pending", as[*enroll.PendingError], "somebody has to approve the request at the CA"},

@@ -132,8 +132,17 @@ func makeFolder(d disk, path string) error {
 	return d.syncFolder(filepath.Dir(path))
 }
 
-// lockFolder takes the lock on dir. Closing the file gives it back, as does the
-// end of the process.
+// LockFolder takes the lock that a Store has on its folder, which is there: for whoever
+// keeps something else in one. Closing the file gives it back, as does the end of the
+// process. ErrLocked when another holds it for more than an instant.
+func LockFolder(dir string) (*os.File, error) {
+	f, err := lockFolder(dir)
+	if err != nil {
+		return nil, fmt.Errorf("cannot lock %s: %w", dir, err)
+	}
+	return f, nil
+}
+
 func lockFolder(dir string) (*os.File, error) {
 	for deadline := time.Now().Add(lockPatience); ; {
 		f, err := tryLock(dir)

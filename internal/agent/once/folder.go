@@ -30,19 +30,47 @@ type pending struct {
 
 func (f folder) path(name string) string { return filepath.Join(string(f), name) }
 
+// lock makes the folder and keeps every other run out of it: store.ErrLocked when
+// there is one. Unlock removes the folder if nothing is in it.
+func (f folder) lock() (unlock func(), err error) {
+	for {
+		if err := os.MkdirAll(string(f), 0o755); err != nil {
+			return nil, err
+		}
+		held, err := store.LockFolder(string(f))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed by its last user
+		}
+		if err != nil {
+			return nil, err
+		}
+		if f.is(held) {
+			return func() {
+				_ = os.Remove(string(f)) // unless there is something in it
+				held.Close()
+			}, nil
+		}
+		held.Close() // removed, and perhaps made anew, while we waited
+	}
+}
+
+// is tells whether held is the folder that now has this name.
+func (f folder) is(held *os.File) bool {
+	was, err := held.Stat()
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(string(f))
+	return err == nil && os.SameFile(was, now)
+}
+
 // put writes one result file.
 func (f folder) put(name string, text []byte) (string, error) {
-	if err := os.MkdirAll(string(f), 0o755); err != nil {
-		return "", err
-	}
 	return f.path(name), store.WriteFile(f.path(name), text, 0o644)
 }
 
 // start makes pending/ with all of p in it, or not at all.
 func (f folder) start(p *pending) error {
-	if err := os.MkdirAll(string(f), 0o755); err != nil {
-		return err
-	}
 	draft := f.path("pending.new")
 	if err := errors.Join(os.RemoveAll(draft), os.RemoveAll(f.path("pending.old"))); err != nil {
 		return err
@@ -144,16 +172,11 @@ func (f folder) done() error {
 	return os.RemoveAll(old)
 }
 
-// forget removes what was under way, and the folder if nothing else is in it.
+// forget removes what was under way.
 func (f folder) forget() {
 	// What cannot be removed is harmless: the next run says what it found.
 	_ = f.done()
-	f.discard()
 }
 
-// discard removes a request that never got under way, and the folder if nothing else
-// is in it. What another run has under way stays.
-func (f folder) discard() {
-	_ = os.RemoveAll(f.path("pending.new"))
-	_ = os.Remove(string(f))
-}
+// discard removes a request that never got under way.
+func (f folder) discard() { _ = os.RemoveAll(f.path("pending.new")) }

@@ -16,6 +16,8 @@
 // the request itself, such as 400 and 403. One about who asks, or where (401, 404, 405,
 // 407, 421, a certificate that is not accepted), ends a request that was never sent
 // before; one that the CA may have is kept.
+//
+// A run holds the lock of the folder (flock(2)), and ends at once where another has it.
 package once
 
 import (
@@ -89,6 +91,11 @@ func Run(ctx context.Context, o Options) (Result, error) {
 	}
 	j := &job{Options: o, folder: folder(o.Out)}
 	defer j.close()
+	unlock, err := j.folder.lock()
+	if err != nil {
+		return Result{}, err
+	}
+	defer unlock()
 	switch o.Op {
 	case OpCACerts:
 		return j.caCerts(ctx)
