@@ -16,6 +16,8 @@
 // People write these files, so reading is strict: a setting that does not exist is
 // an error with file, line and the nearest name that does. Names of files in a
 // file are relative to it. Secrets are never settings, only files named by them.
+// Where certificates or a password are read from, "credential:NAME" is a credential that
+// systemd passes to the agent.
 //
 // [Load] reads and remembers where each value came from, [Loaded.Check] looks for
 // what cannot work, [Loaded.Show] prints what is in force, and [Doc] the reference,

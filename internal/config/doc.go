@@ -36,13 +36,15 @@ Tables merge; values and lists replace. Files in a ` + "`conf.d`" + ` are read i
 
 A setting that does not exist is an error. Names of files are relative to the file that they stand in. Durations are text, a number with its unit: ` + "`\"90s\"`, `\"5m\"`" + `. Passwords are never settings: settings name the files they are in.
 
+Instead of a file with certificates or a password, ` + "`credential:NAME`" + ` names a credential of systemd's, which no other service can read: a drop-in of ` + "`birthmark-agent.service`" + ` with ` + "`LoadCredential=NAME:FILE`" + `, or ` + "`LoadCredentialEncrypted=`" + `, passes it.
+
 ` + "`birthmark config show --origin`" + ` prints what is in force and where it came from, ` + "`birthmark config check`" + ` what cannot work. The least that a device needs:
 
 ` + "```toml" + `
 [birth]
 url           = "https://est.maker.example"
 anchors       = "maker-root.pem"
-password_file = "/run/credentials/birthmark-agent.service/birth-password"
+password_file = "credential:birth-password"
 
 [est]
 url     = "https://est.owner.example"

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
@@ -11,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"unicode"
 )
@@ -18,6 +20,16 @@ import (
 const (
 	fileLimit   = 256 << 10 // bytes of a file that is named in a configuration, or is one
 	secretLimit = 1 << 10   // bytes of a password
+)
+
+// Instead of a file a setting can name a credential of systemd's (systemd.exec(5),
+// LoadCredential=), which only the unit's processes can read.
+const (
+	credentialPrefix = "credential:"
+	credentialName   = 255 // bytes, as of any file
+	// agentCredentials is where they are looked for without $CREDENTIALS_DIRECTORY: by
+	// root, who wants to know whether the configuration is fine.
+	agentCredentials = "/run/credentials/birthmark-agent.service"
 )
 
 // ReadFile reads a file of at most 256 KiB.
@@ -44,6 +56,22 @@ func ReadFile(path string) ([]byte, error) {
 	return text, nil
 }
 
+// readNamed reads the file that a setting names, or the credential.
+func readNamed(setting string) ([]byte, error) {
+	name, ok := strings.CutPrefix(setting, credentialPrefix)
+	if !ok {
+		return ReadFile(setting)
+	}
+	if name == "" || name == "." || name == ".." || len(name) > credentialName || strings.ContainsAny(name, "/\x00") {
+		return nil, fmt.Errorf("%.20q is no name of a credential", name)
+	}
+	text, err := ReadFile(filepath.Join(cmp.Or(os.Getenv("CREDENTIALS_DIRECTORY"), agentCredentials), name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: birthmark-agent.service needs LoadCredential=%s:FILE, and a restart", err, name)
+	}
+	return text, err
+}
+
 // reason is an error of ReadFile without the path, for a message that begins with
 // it.
 func reason(err error) string {
@@ -54,9 +82,9 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// ReadCertificates reads a PEM file with one certificate or more.
+// ReadCertificates reads a PEM file, or credential, with one certificate or more.
 func ReadCertificates(path string) ([]*x509.Certificate, error) {
-	text, err := ReadFile(path)
+	text, err := readNamed(path)
 	if err != nil {
 		return nil, err
 	}
@@ -91,9 +119,9 @@ func ParseCertificates(text []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// ReadSecret reads a password: one line of at most 1 KiB, without the line's end.
+// ReadSecret reads a password from a file or credential: one line of at most 1 KiB, without the line's end.
 func ReadSecret(path string) (string, error) {
-	text, err := ReadFile(path)
+	text, err := readNamed(path)
 	if err != nil {
 		return "", err
 	}

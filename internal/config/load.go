@@ -178,7 +178,7 @@ func (l *Loaded) layer(file, dir string, text []byte) error {
 			if err != nil {
 				return valueFault(file, e, field, err)
 			}
-			if name := field.String(); s.path && name != "" && !filepath.IsAbs(name) {
+			if name := field.String(); s.path && name != "" && !filepath.IsAbs(name) && !strings.HasPrefix(name, credentialPrefix) {
 				field.SetString(filepath.Join(dir, name))
 			}
 			l.origins[s.name()] = origin{file, e.line}
