@@ -33,6 +33,7 @@ strongswan-pki                  an EST client that is not ours
 libstrongswan-extra-plugins     HTTPS for it (curl)
 libstrongswan-standard-plugins  ECDSA for it (openssl)
 openssl                         requests and certificates that are not ours
+systemd                         systemd-analyze, -sysusers, -tmpfiles and journalctl, which our units and their like are held against
 curl                            EST by hand, as factory scripts do it
 jq                              reads the JSON that our commands print, in tests of what scripts would do
 xz-utils                        unpacks the vulnerability database of make vuln

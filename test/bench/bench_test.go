@@ -27,8 +27,8 @@ func TestSmoke(t *testing.T) {
 			t.Errorf("%s: got %v, want more than nothing", name, measured)
 		}
 	}
-	if len(m.figures) != 5 {
-		t.Errorf("got %d figures, want 5: %v", len(m.figures), m.figures)
+	if len(m.figures) != 6 {
+		t.Errorf("got %d figures, want 6: %v", len(m.figures), m.figures)
 	}
 	text, _ := report("", limits, m)
 	for _, peer := range []string{"mosquitto_pub", "openssl and curl", "strongSwan pki", "mosquitto_sub"} {

@@ -5,6 +5,7 @@
 //	start-to-publish-ratio  `birthmark run`, key in the TPM      mosquitto_pub, key in a file
 //	enrolment-ratio         `birthmark enroll`, key in the TPM   openssl and curl, key in a file
 //	agent-memory-idle       `birthmark run` at rest              mosquitto_sub (shown)
+//	start-to-ready          `birthmark run`, to READY=1 for its service manager
 //	tpm-commands-message    the TPM of `birthmark run` while it sends telemetry
 //	device-binary-size      bin/birthmark
 //
@@ -118,9 +119,14 @@ func measure(ctx context.Context, o options) (_ *measurement, err error) {
 	defer func() { err = errors.Join(err, w.close()) }()
 	m := &measurement{figures: figures{}, publishing: w.publishing(), enrolling: w.enrolling(),
 		resting: []*rests{{name: "birthmark run"}, {name: "mosquitto_sub"}}}
+	ready := &lane{name: "birthmark run, without network", once: w.agentReady}
 	for round := range o.rounds {
 		fmt.Fprintf(os.Stderr, "round %d of %d: publish", round+1, o.rounds)
 		if err := race(ctx, o.publishes, m.publishing); err != nil {
+			return nil, err
+		}
+		fmt.Fprint(os.Stderr, ", start")
+		if err := race(ctx, o.publishes, []*lane{ready}); err != nil {
 			return nil, err
 		}
 		fmt.Fprint(os.Stderr, ", enrol")
@@ -150,6 +156,7 @@ func measure(ctx context.Context, o options) (_ *measurement, err error) {
 	}
 	m.figures.add("device-binary-size", float64(info.Size()))
 	m.figures.add("start-to-publish-ratio", m.publishing[0].ratio(m.publishing[1]))
+	m.figures.add("start-to-ready", ready.best().Seconds())
 	m.figures.add("enrolment-ratio", m.enrolling[0].ratio(m.enrolling[1]))
 	m.figures.add("agent-memory-idle", m.resting[0].best().rss)
 	return m, nil
