@@ -4,7 +4,8 @@
 // page: docs/design.md section 2, in a form that a test can hold the code
 // against. A new room, and a new arrow between two, is a decision; it is made
 // here, in a diff of its own. [Arrows] holds what `go list` found against the
-// map, [Device] what would be linked into the device binary against two lists.
+// map, [Device] what would be linked into the device binary against two lists,
+// [Installer] what its only code for root stands on.
 //
 // Nothing here is part of a binary. Run the test with -count=1: Go caches a test
 // that starts `go list` without knowing what it read.
@@ -17,8 +18,9 @@ import (
 )
 
 const (
-	module = "birthmark/" // prefix of every room's import path
-	device = "cmd/agent"  // the room that becomes the device binary
+	module    = "birthmark/"         // prefix of every room's import path
+	device    = "cmd/agent"          // the room that becomes the device binary
+	installer = "internal/installer" // the room that runs as root
 )
 
 // graph tells, for every room, what it may import besides the standard library:
@@ -210,6 +212,25 @@ func Device(pkgs []Package) []string {
 		}
 		if p.Module != nil && p.Module.Path+"/" != module && !slices.Contains(linked, p.Module.Path) {
 			faults = append(faults, fmt.Sprintf("the device binary links %s: its module is not on the list", p.ImportPath))
+		}
+	}
+	return faults
+}
+
+// networks is what speaks to more than the machine itself. The standard library's net
+// is not here: Unix sockets are part of it.
+var networks = []string{"net/http", "net/rpc", "net/smtp", "crypto/tls", "golang.org/x/net"}
+
+// Installer holds everything that the root side of an update stands on against what it
+// must be without. It returns one sentence per fault.
+func Installer(pkgs []Package) []string {
+	var faults []string
+	for _, p := range pkgs {
+		switch {
+		case slices.ContainsFunc(networks, func(n string) bool { return within(p.ImportPath, n) }):
+			faults = append(faults, fmt.Sprintf("%s links %s: what runs as root has no network", installer, p.ImportPath))
+		case p.Module != nil && p.Module.Path+"/" != module:
+			faults = append(faults, fmt.Sprintf("%s links %s: what runs as root is ours, or the standard library's", installer, p.ImportPath))
 		}
 	}
 	return faults

@@ -32,6 +32,12 @@ func TestDevice(t *testing.T) {
 	}
 }
 
+func TestInstaller(t *testing.T) {
+	for _, fault := range Installer(list(t, "-deps", "./"+installer)) {
+		t.Error(fault)
+	}
+}
+
 // TestBudget holds that budget counts: what we import ourselves, and what comes
 // with it.
 func TestBudget(t *testing.T) {
@@ -117,6 +123,8 @@ func TestSeededFaults(t *testing.T) {
 			"cmd/agent may not import pkg/rot/soft"},
 		{"internal/agent/seeded.go", `package agent; import (_ "net/http/pprof"; _ "github.com/mochi-mqtt/server/v2")`,
 			"internal/agent may not import github.com/mochi-mqtt/server/v2"},
+		{"internal/installer/seeded.go", `package installer; import (_ "net/http"; _ "github.com/spf13/cobra")`,
+			"internal/installer may not import github.com/spf13/cobra"},
 	}
 	files := map[string]string{}
 	for _, s := range seeds {
@@ -136,6 +144,15 @@ func TestSeededFaults(t *testing.T) {
 		"the device binary links net/http/pprof: it is a door", // by way of internal/agent
 		"the device binary links github.com/mochi-mqtt/server/v2: a broker is not on the device",
 		"the device binary links github.com/rogpeppe/go-internal/txtar: its module is not on the list",
+	} {
+		if !slices.Contains(found, want) {
+			t.Errorf("nobody says %q; what is said:\n%s", want, strings.Join(found, "\n"))
+		}
+	}
+	found = Installer(list(t, overlay, "-deps", "./"+installer))
+	for _, want := range []string{
+		"internal/installer links net/http: what runs as root has no network",
+		"internal/installer links github.com/spf13/cobra: what runs as root is ours, or the standard library's",
 	} {
 		if !slices.Contains(found, want) {
 			t.Errorf("nobody says %q; what is said:\n%s", want, strings.Join(found, "\n"))
