@@ -49,25 +49,30 @@ func (a *Agent) serve(ctx context.Context) error {
 	defer key.Close()
 	sampler := telemetry.Sampler{Disk: a.cfg.Device.State}
 	a.report(&sampler)
-	ctx, cancel := context.WithCancel(ctx)
+	work, stop := context.WithCancelCause(ctx)
+	key.lost = stop
 	var sampling sync.WaitGroup
 	defer sampling.Wait()
-	defer cancel()
-	sampling.Go(func() { a.sample(ctx, &sampler) })
+	defer stop(nil)
+	sampling.Go(func() { a.sample(work, &sampler) })
 	a.heart.rest(loopPart) // the link is at work
 	defer a.heart.beat(loopPart, startLimit)
 	defer a.heart.rest(linkPart)
-	return link.Run(ctx)
+	err = link.Run(work)
+	if err == nil && ctx.Err() == nil {
+		err = context.Cause(work) // what the key said
+	}
+	return err
 }
 
 // link is the way to the owner's broker with the present LDevID.
-func (a *Agent) link(ctx context.Context) (*telemetry.Link, rot.Key, error) {
+func (a *Agent) link(ctx context.Context) (*telemetry.Link, *ldevid, error) {
 	d := a.store.Get()
 	anchors, err := config.ReadCertificates(a.cfg.Broker.Anchors)
 	if err != nil {
 		return nil, nil, err
 	}
-	key, err := a.root.Open(ctx, rot.Blob(d.Owner.Key))
+	key, err := openLDevID(ctx, a.root, rot.Blob(d.Owner.Key))
 	if err != nil {
 		return nil, nil, err
 	}
