@@ -13,6 +13,7 @@ import (
 	"birthmark/internal/agent/once"
 	"birthmark/internal/cli"
 	"birthmark/internal/config"
+	_ "birthmark/internal/warm"
 	"birthmark/pkg/enroll"
 	"birthmark/pkg/rot"
 	"birthmark/pkg/store"
