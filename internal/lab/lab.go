@@ -46,6 +46,10 @@ type Options struct {
 	Dir string       // the folder; made if it is not there
 	Log *slog.Logger // nil for none
 
+	// Hosts are names and addresses by which devices reach the servers, besides those of
+	// the loopback interface: a virtual machine sees that from outside.
+	Hosts []string
+
 	// EST, if it is set, may change what an EST server is started with; whose is [Maker]
 	// or [Owner].
 	EST func(whose string, conf *est.Config)
@@ -93,7 +97,7 @@ func (l *Lab) start(ctx context.Context, o Options) error {
 		{Maker, f.ports.Maker, est.Config{CA: f.maker, Profile: ca.Birth()}},
 		{Owner, f.ports.Owner, est.Config{CA: f.owner, Profile: ca.Device(0), Clients: []*x509.Certificate{f.maker.Root()}}},
 	} {
-		server.conf.Log = o.Log.With("ca", server.whose)
+		server.conf.Log, server.conf.Hosts = o.Log.With("ca", server.whose), o.Hosts
 		if o.EST != nil {
 			o.EST(server.whose, &server.conf)
 		}
@@ -115,7 +119,7 @@ func (l *Lab) start(ctx context.Context, o Options) error {
 	roots.AddCert(f.owner.Root())
 	b, err := broker.Start(broker.Options{
 		Address: address(f.ports.Broker), Roots: roots,
-		Certificate: func() (*tls.Certificate, error) { return f.owner.Server(brokerName) },
+		Certificate: func() (*tls.Certificate, error) { return f.owner.Server(brokerName, o.Hosts...) },
 		OnPublish:   o.Heard, Journal: journal, Log: o.Log,
 	})
 	if err != nil {
