@@ -12,6 +12,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"sync"
 )
 
 const (
@@ -51,9 +52,10 @@ type record struct {
 	Next map[string]uint64 `json:"next,omitempty"` // by stream; overrides what was read before
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli is made at its first use: most verbs of a program keep no journal.
+var castagnoli = sync.OnceValue(func() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) })
 
-func checksum(text []byte) uint32 { return crc32.Checksum(text, castagnoli) }
+func checksum(text []byte) uint32 { return crc32.Checksum(text, castagnoli()) }
 
 // line is the record as it is in the file.
 func (r record) line() []byte {
@@ -100,13 +102,28 @@ func openJournal(dir string, d disk, each func(record)) (j *journal, damaged int
 	whole, damaged, err := readLines(f, each)
 	if err == nil {
 		j.size = whole
-		err = errors.Join(f.Truncate(whole), d.syncFolder(dir), d.syncFolder(filepath.Dir(dir)))
+		err = j.settle(damaged > 0)
 	}
 	if err != nil {
 		f.Close()
 		return nil, 0, err
 	}
 	return j, damaged, nil
+}
+
+// settle makes durable what openJournal found: whoever renamed the file was perhaps
+// stopped before the folder was synced. The folder's own entry is older than the first
+// record in the file, which was not written before both were synced.
+func (j *journal) settle(torn bool) error {
+	if torn {
+		if err := j.file.Truncate(j.size); err != nil {
+			return err
+		}
+	}
+	if err := j.disk.syncFolder(j.dir); err != nil || j.size > 0 {
+		return err
+	}
+	return j.disk.syncFolder(filepath.Dir(j.dir))
 }
 
 // readLines reads records from r. whole is how many bytes end with a line feed.
