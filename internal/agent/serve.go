@@ -40,6 +40,10 @@ func (a *Agent) connect(ctx context.Context) error {
 	return a.move(lifecycle.Accepted, func(*Device) {})
 }
 
+// firstReading is how long the first reading waits for a session. To keep it is a sync of
+// the disk, which would keep the device from coming online.
+const firstReading = 5 * time.Second
+
 // serve keeps the device in service until ctx ends.
 func (a *Agent) serve(ctx context.Context) error {
 	link, key, err := a.link(ctx)
@@ -47,18 +51,35 @@ func (a *Agent) serve(ctx context.Context) error {
 		return err
 	}
 	defer key.Close()
-	sampler := telemetry.Sampler{Disk: a.cfg.Device.State}
-	a.report(&sampler)
 	work, stop := context.WithCancelCause(ctx)
 	key.lost = stop
-	var sampling sync.WaitGroup
-	defer sampling.Wait()
+	var working sync.WaitGroup
+	defer working.Wait()
 	defer stop(nil)
-	sampling.Go(func() { a.sample(work, &sampler) })
 	a.heart.rest(loopPart) // the link is at work
 	defer a.heart.beat(loopPart, startLimit)
 	defer a.heart.rest(linkPart)
-	err = link.Run(work)
+	up, once := make(chan struct{}), sync.Once{}
+	link.OnConnected = func() {
+		a.live.connected()
+		once.Do(func() { close(up) })
+	}
+	ended := make(chan error, 1)
+	working.Go(func() {
+		ended <- link.Run(work)
+		stop(nil)
+	})
+	select {
+	case <-up:
+	case <-time.After(firstReading):
+	case <-work.Done():
+	}
+	if work.Err() == nil {
+		sampler := telemetry.Sampler{Disk: a.cfg.Device.State}
+		a.report(&sampler)
+		working.Go(func() { a.sample(work, &sampler) })
+	}
+	err = <-ended
 	if err == nil && ctx.Err() == nil {
 		err = context.Cause(work) // what the key said
 	}
@@ -96,9 +117,8 @@ func (a *Agent) link(ctx context.Context) (*telemetry.Link, *ldevid, error) {
 		Window:    time.Duration(a.cfg.Broker.ReconnectWindow),
 		Log:       a.log,
 
-		OnConnected: a.live.connected,
-		Beat:        func(within time.Duration) { a.heart.beat(linkPart, within) },
-		OnClone:     a.suspectClone,
+		Beat:    func(within time.Duration) { a.heart.beat(linkPart, within) },
+		OnClone: a.suspectClone,
 	}, key, nil
 }
 
