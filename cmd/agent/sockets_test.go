@@ -228,8 +228,37 @@ func TestReadyWithoutANetwork(t *testing.T) {
 	if code, log := d.end(patience); code != 0 || time.Since(start) >= 2*time.Second {
 		t.Errorf("it ended with %d, %v after SIGTERM; want 0 within 2s\n%s", code, time.Since(start), log)
 	}
+	if strings.Contains(d.log.String(), "not all doors are open") {
+		t.Errorf("it made the door that was given once more:\n%s", &d.log)
+	}
 	if _, err := os.Lstat(control); err != nil {
 		t.Errorf("the door that was given was removed: %v", err)
+	}
+}
+
+// TestAStopDoesNotWaitForAServerThatIsSilent stops a device whose CA has taken its
+// connection and says nothing.
+func TestAStopDoesNotWaitForAServerThatIsSilent(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	args, env := device(t, "dev-silent", "BIRTHMARK_BIRTH__URL=https://"+silent.Addr().String())
+	d := startService(t, env, nil, args...)
+	d.mustHear("READY=1")
+	c, err := silent.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Read(make([]byte, 1)); err != nil { // it waits for an answer from now on
+		t.Fatal(err)
+	}
+	start := time.Now()
+	_ = d.Process.Signal(syscall.SIGTERM)
+	if code, log := d.end(patience); code != 0 || time.Since(start) >= 2*time.Second {
+		t.Errorf("it ended with %d, %v after SIGTERM; want 0 within 2s\n%s", code, time.Since(start), log)
 	}
 }
 
