@@ -175,7 +175,6 @@ func (a *Agent) sample(ctx context.Context, sampler *telemetry.Sampler) {
 		a.heart.beat(samplerPart, interval+workLimit)
 		select {
 		case <-every.C:
-			a.heart.beat(samplerPart, workLimit)
 			a.report(sampler)
 		case <-ctx.Done():
 			return
@@ -189,6 +188,7 @@ const readingTopic = "tele/system"
 // report puts one reading into the outbox. It asks the TPM nothing. A reading
 // that cannot be kept is said; the next one may fit.
 func (a *Agent) report(sampler *telemetry.Sampler) {
+	a.heart.beat(samplerPart, workLimit)
 	reading := struct {
 		telemetry.System
 		CertDaysLeft *float64          `json:"cert_days_left,omitempty"`
