@@ -218,7 +218,9 @@ func TestReadyWithoutANetwork(t *testing.T) {
 	d := startService(t, env, []*os.File{listener(t, control)}, args...)
 	d.mustHear("READY=1")
 	d.mustHear("WATCHDOG=1")
-	if _, err := api.Get(t.Context(), filepath.Dir(control), filepath.Base(control), "/v1/metrics"); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := api.Get(ctx, filepath.Dir(control), filepath.Base(control), "/v1/metrics"); err != nil {
 		t.Errorf("the door that was given: %v", err)
 	}
 	awaitDoor(t, doorsOf(env)) // one that it made itself

@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -35,6 +36,8 @@ func TestAReloadedConfigurationIsGoneBy(t *testing.T) {
 func TestWhatADeviceIsCannotBeReloaded(t *testing.T) {
 	p := newPatient(t, agenttest.StartLab(t), "dev-same")
 	t.Cleanup(func() { p.agent.Close() })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // nobody takes up what is not refused
 	for want, change := range map[string]func(*config.Config){
 		"[device]":    func(c *config.Config) { c.Device.ID = "another" },
 		"tpm.address": func(c *config.Config) { c.TPM.Address = "/dev/tpm1" },
@@ -42,7 +45,7 @@ func TestWhatADeviceIsCannotBeReloaded(t *testing.T) {
 	} {
 		other := *p.cfg
 		change(&other)
-		if err := p.agent.Reload(t.Context(), &other); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if err := p.agent.Reload(ctx, &other); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("another %s: got %v, want an error that names it", want, err)
 		}
 	}
