@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -55,6 +57,62 @@ func TestDemo(t *testing.T) {
 	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
 		t.Errorf("the demonstration left %v behind (%v)", left, err)
 	}
+}
+
+// TestREADMEShowsTheDemo holds the demonstration that the README shows against what one
+// prints now: all of it, but for what differs from run to run.
+func TestREADMEShowsTheDemo(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, shown, ok := strings.Cut(string(text), "```\nBirthmark: a device is born")
+	shown, _, end := strings.Cut(shown, "```")
+	if !ok || !end {
+		t.Fatal("the README shows no demonstration")
+	}
+	printed := must(t, nil, birthmarkLab, "demo", "--oneshot")
+	_, printed, _ = strings.Cut(printed, "Birthmark: a device is born")
+	got, want := entries(shown), entries(printed)
+	for _, e := range want {
+		if !slices.Contains(got, e) {
+			t.Errorf("the README does not show\n%s", e)
+		}
+	}
+	for _, e := range got {
+		if !slices.Contains(want, e) {
+			t.Errorf("the README shows what is not printed:\n%s", e)
+		}
+	}
+}
+
+var (
+	entryStart = regexp.MustCompile(`(?m)^ +\d+\.\d\d s  `)
+	reading    = regexp.MustCompile(`(tele/system:) .*`) // what a machine can measure differs
+	differing  = []*regexp.Regexp{                       // from run to run
+		regexp.MustCompile(`unix:\S+`),
+		regexp.MustCompile(`\b[0-9A-Z]{26}\b|\b[0-9A-F]{20,}\b|\b[0-9a-f]{16}…`),
+		regexp.MustCompile(`\d{4}-\d\d-\d\dT[0-9:]+Z`),
+		regexp.MustCompile(`2\d\d\d-\d\d-\d\d`),
+		regexp.MustCompile(`\(the clock is[^)]*\)`),
+		regexp.MustCompile(`127\.0\.0\.1:\d+`),
+		regexp.MustCompile(`\d+\.\d+ s`),
+	}
+)
+
+// entries are the entries of a timeline, each on a line, without what differs from run
+// to run. Two parties may speak in one order or the other.
+func entries(timeline string) []string {
+	var all []string
+	for _, e := range entryStart.Split(timeline, -1) {
+		e = strings.Join(strings.Fields(e), " ")
+		e = strings.ReplaceAll(e, ", \"", ",\"") // a line of JSON was broken there
+		for _, d := range differing {
+			e = d.ReplaceAllString(e, "#")
+		}
+		all = append(all, reading.ReplaceAllString(e, "$1 #"))
+	}
+	return all
 }
 
 // published is the nonce in the first message on topic that the broker logged.
