@@ -22,8 +22,10 @@ KILLS    ?= 2000
 # Mutants: how many (0 is all), and by what they are chosen: each commit tries others.
 SAMPLE   ?= 0
 SEED     ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo $(SOURCE_DATE_EPOCH))
-# The tests under test/ run the real binaries: `make e2e`, after `make build`.
+# The tests under test/ run the real binaries: `make e2e`, after `make build`; those
+# under test/qemu a whole device, `make qemu`.
 LIBRARY = $$(go list ./... | grep -v '^birthmark/test/')
+PROGRAMS = $$(go list ./test/... | grep -v '^birthmark/test/qemu')
 
 .PHONY: help
 help: ## list the targets
@@ -57,6 +59,14 @@ install: ## the device's files into DESTDIR, such as an image's root; after `mak
 .PHONY: demo
 demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itself
 	@bin/birthmark-lab demo $(if $(ONESHOT),--oneshot --json demo.json)
+
+.PHONY: image
+image: setup build ## a device's disk in out/image: Secure Boot, verified root, Birthmark; as root
+	@go run ./test/qemu image
+
+.PHONY: vm
+vm: setup build ## boots that device against a lab, and gives you a root shell in it; as root
+	@go run ./test/qemu vm
 
 .PHONY: test
 test: ## everything: setup, build, check, fuzzing for 3 s each, the real binaries
@@ -101,7 +111,7 @@ clean: ## remove what the targets above made here
 
 # The steps of `test`, `check` and `soak`.
 
-.PHONY: fmt vet lint race tpm rooms e2e racesoak killsoak
+.PHONY: fmt vet lint race tpm rooms e2e qemu racesoak killsoak
 fmt:
 	@files=$$(gofmt -l .); \
 	test -z "$$files" || { echo "gofmt would change:"; echo "$$files"; exit 1; } >&2
@@ -118,8 +128,10 @@ tpm: # what takes too long with the race detector; and another TPM, in C, built 
 rooms: # and what documents say; go list runs outside of what the test cache sees
 	@go test -count=1 ./internal/rooms ./test/docs ./test/mutants
 e2e:
-	@go test -count=1 -timeout 20m ./test/...
+	@go test -count=1 -timeout 20m $(PROGRAMS)
+qemu: build
+	@go test -count=1 -timeout 40m -v -p 1 ./test/qemu/...
 racesoak:
 	@go test -race -count=20 -timeout 1h $(LIBRARY)
 killsoak:
-	@KILLS=$(KILLS) go test -count=1 -timeout 2h ./test/...
+	@KILLS=$(KILLS) go test -count=1 -timeout 2h $(PROGRAMS)

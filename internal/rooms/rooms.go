@@ -91,7 +91,7 @@ var graph = map[string][]string{
 	"test/docs":                    {},
 	"test/mutants":                 {},
 	"test/qemu/image":              {},
-	"test/qemu":                    {"internal/lab", "test/qemu/image", "test/qemu/machine"},
+	"test/qemu":                    {"internal/lab", "internal/swtpm", "test/qemu/image", "test/qemu/machine"},
 	"test/qemu/initrd":             {"golang.org/x/sys"},
 	"test/qemu/machine":            {"internal/swtpm"},
 	"test/sbom":                    {},

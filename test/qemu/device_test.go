@@ -35,7 +35,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	start := time.Now()
-	if img, err = build(context.Background(), dir); err != nil {
+	if img, err = build(context.Background(), dir, "1.0.0"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
@@ -120,6 +120,27 @@ func (d device) restart() {
 	d.Helper()
 	d.do("systemctl reboot")
 	d.ready()
+}
+
+// says waits until the console shows one of some texts, and returns what it shows.
+func (d device) says(texts ...string) string {
+	d.Helper()
+	late := time.After(bootPatience)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		console := d.Console()
+		for _, text := range texts {
+			if strings.Contains(console, text) {
+				return console
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			d.Fatalf("the console does not say any of %q within %v", texts, bootPatience)
+		}
+	}
 }
 
 // A world is a lab, and what was heard in it.

@@ -34,7 +34,7 @@ id = %q
 [birth]
 url = %q
 anchors = "/run/lab/maker-root.pem"
-password_file = "/run/credentials/birthmark-agent.service/birth-password"
+password_file = "credential:birth-password"
 
 [est]
 url = %q

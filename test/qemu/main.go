@@ -60,7 +60,7 @@ func buildImage(ctx context.Context) (*image.Image, error) {
 		return nil, err
 	}
 	start := time.Now()
-	img, err := build(ctx, filepath.Join(top, "out", "image"))
+	img, err := build(ctx, filepath.Join(top, "out", "image"), "1.0.0")
 	if err != nil {
 		return nil, err
 	}
@@ -77,12 +77,12 @@ func buildImage(ctx context.Context) (*image.Image, error) {
 	return img, nil
 }
 
-func build(ctx context.Context, dir string) (*image.Image, error) {
+func build(ctx context.Context, dir, version string) (*image.Image, error) {
 	epoch, err := sourceEpoch(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return image.Build(ctx, image.Options{Dir: dir, Version: "1.0.0", Epoch: epoch, Test: true})
+	return image.Build(ctx, image.Options{Dir: dir, Version: version, Epoch: epoch, Test: true})
 }
 
 // sourceEpoch is $SOURCE_DATE_EPOCH, or the time of the commit.

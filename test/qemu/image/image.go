@@ -63,7 +63,9 @@ type Image struct {
 }
 
 // ReleaseName is the name of a release in EFI/Linux.
-func ReleaseName(version string) string { return fmt.Sprintf("birthmark_%s+%d.efi", version, Tries) }
+func ReleaseName(version string, tries int) string {
+	return fmt.Sprintf("birthmark_%s+%d.efi", version, tries)
+}
 
 // Build makes an image.
 func Build(ctx context.Context, o Options) (*Image, error) {
@@ -115,18 +117,18 @@ func (img *Image) build(ctx context.Context, o Options) error {
 	if err := initrd(ctx, img.initrd, kernel, o.Epoch); err != nil {
 		return fmt.Errorf("initrd: %w", err)
 	}
-	uki, err := img.UKI(ctx, img.Verity.Arguments())
+	uki, err := img.UKI(ctx, img.Verity)
 	if err != nil {
 		return err
 	}
-	if uki, err = sign(uki, img.Keys.DB); err != nil {
+	if uki, err = Sign(uki, img.Keys.DB); err != nil {
 		return err
 	}
 	loader, err := os.ReadFile(bootLoader)
 	if err != nil {
 		return fmt.Errorf("%w: run make setup", err)
 	}
-	if loader, err = sign(loader, img.Keys.DB); err != nil {
+	if loader, err = Sign(loader, img.Keys.DB); err != nil {
 		return err
 	}
 	vars, err := enrolled(img.Keys)
@@ -136,7 +138,7 @@ func (img *Image) build(ctx context.Context, o Options) error {
 	return errors.Join(
 		os.WriteFile(img.Release, uki, 0o644),
 		os.WriteFile(img.Vars, vars, 0o644),
-		makeESP(ctx, file("esp.img"), loader, ReleaseName(img.Version), uki),
+		makeESP(ctx, file("esp.img"), loader, ReleaseName(img.Version, Tries), uki),
 		makeDisk(ctx, img.Disk, file("esp.img"), img.Root),
 	)
 }
@@ -168,10 +170,10 @@ func (img *Image) buildRoot(ctx context.Context, debian, kernel string, o Option
 	return errors.Join(err, f.Truncate(slotSize), f.Close())
 }
 
-// UKI makes a release of this image's kernel and initrd, with verity's arguments or
-// others, not signed.
-func (img *Image) UKI(ctx context.Context, arguments string) ([]byte, error) {
-	b, err := uki(ctx, release{img.Version, img.kernel, img.initrd, commandLine + arguments})
+// UKI makes a release of this image's kernel and initrd, not signed. v is the image's own, or a
+// lie.
+func (img *Image) UKI(ctx context.Context, v Verity) ([]byte, error) {
+	b, err := uki(ctx, release{img.Version, img.kernel, img.initrd, commandLine + v.Arguments()})
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a release: %w", err)
 	}

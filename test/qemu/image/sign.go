@@ -16,12 +16,12 @@ import (
 	"slices"
 )
 
-// sign returns a program for UEFI with an Authenticode signature, as Secure Boot
+// Sign returns a program for UEFI with an Authenticode signature, as Secure Boot
 // verifies it (UEFI 2.10, 32.2.4; "Windows Authenticode Portable Executable Signature
 // Format", Microsoft 2008). sbsign does the same, and puts the time of day into the
 // signature; ours has no time, and RSA with PKCS #1 v1.5 no chance, so that the same
 // program and key give the same bytes.
-func sign(program []byte, key Key) ([]byte, error) {
+func Sign(program []byte, key Key) ([]byte, error) {
 	pe, err := parsePE(program)
 	if err != nil {
 		return nil, err

@@ -20,11 +20,11 @@ func TestSignatureIsBelieved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	signed, err := sign(program, keys.DB)
+	signed, err := Sign(program, keys.DB)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := sign(signed, keys.DB); err != nil || !bytes.Equal(again, signed) {
+	if again, err := Sign(signed, keys.DB); err != nil || !bytes.Equal(again, signed) {
 		t.Errorf("signed again, the program has other bytes (%v)", err)
 	}
 	path := filepath.Join(dir, "signed.efi")

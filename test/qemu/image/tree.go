@@ -125,7 +125,15 @@ func (t tree) install(ctx context.Context) error {
 	if err := run(ctx, "make", "-s", "-C", top, "install", "DESTDIR="+t.dir); err != nil {
 		return err
 	}
-	return errors.Join(t.chroot(ctx, "systemd-sysusers"), t.chroot(ctx, "systemctl", "--quiet", "enable", "birthmark-agent.service"))
+	units, err := filepath.Glob(filepath.Join(t.dir, "usr", "lib", "systemd", "system", "birthmark-*"))
+	if err != nil {
+		return err
+	}
+	enable := []string{"systemctl", "--quiet", "preset"}
+	for _, unit := range units {
+		enable = append(enable, filepath.Base(unit))
+	}
+	return errors.Join(t.chroot(ctx, "systemd-sysusers"), t.chroot(ctx, enable...))
 }
 
 // chroot runs a program of the tree in it.

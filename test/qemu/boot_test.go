@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"birthmark/test/qemu/image"
+	"birthmark/test/qemu/machine"
+)
+
+// TestSecureBoot: firmware starts no release that the maker's key did not sign.
+func TestSecureBoot(t *testing.T) {
+	unsigned, err := img.UKI(t.Context(), img.Verity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := image.Sign(unsigned, img.Keys.Foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name    string
+		release []byte
+	}{{"unsigned", unsigned}, {"signed by a stranger", foreign}} {
+		t.Run(c.name, func(t *testing.T) {
+			disk := copyDisk(t)
+			if err := image.Put(t.Context(), disk, image.ReleaseName("1.0.0", image.Tries), c.release); err != nil {
+				t.Fatal(err)
+			}
+			d := powerOn(t, machine.Config{Disk: disk})
+			console := d.says("Access Denied", "Security Violation", "initrd: ")
+			if strings.Contains(console, "initrd: ") {
+				t.Error("it was started")
+			}
+		})
+	}
+}
+
+// TestDamageFallsBack: a release whose root file system is not what was signed is not
+// run, wherever the damage is; the device comes up in the other slot, by itself.
+func TestDamageFallsBack(t *testing.T) {
+	next, err := build(t.Context(), t.TempDir(), "2.0.0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := next.Offset(t.Context(), "/usr/lib/systemd/systemd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong := next.Verity
+	wrong.Root[0] ^= 1
+	for _, c := range []struct {
+		name string
+		root image.Verity // that the release says
+		at   int64        // in slot B; 0 for none
+		want string       // the release that runs
+	}{
+		{"nothing", next.Verity, 0, "2.0.0"},
+		{"a byte of a file", next.Verity, read + 77, "1.0.0"},
+		{"the top of the tree", next.Verity, next.Verity.TreeTop() + 5, "1.0.0"},
+		{"a leaf of the tree", next.Verity, next.Verity.TreeLeaf(read) + 3, "1.0.0"},
+		{"the root hash", wrong, 0, "1.0.0"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			disk := copyDisk(t)
+			release, err := next.UKI(t.Context(), c.root)
+			if err == nil {
+				release, err = image.Sign(release, img.Keys.DB) // the device knows no other key
+			}
+			if err == nil {
+				// One try: each one more costs a whole start.
+				err = image.InstallB(t.Context(), disk, next.Root, image.ReleaseName(next.Version, 1), release)
+			}
+			if err == nil && c.at > 0 {
+				err = image.Flip(disk, image.SlotB+c.at)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := powerOn(t, machine.Config{Disk: disk})
+			d.ready()
+			if got := d.do(". /usr/lib/os-release && echo $IMAGE_VERSION"); got != c.want {
+				t.Errorf("with %s damaged: %s is running, want %s", c.name, got, c.want)
+			}
+		})
+	}
+}
+
+// TestDamageAlone: where there is no other slot, a damaged release does not come up at
+// all.
+func TestDamageAlone(t *testing.T) {
+	disk := copyDisk(t)
+	at, err := img.Offset(t.Context(), "/usr/lib/systemd/systemd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := image.Flip(disk, image.SlotA+at+77); err != nil {
+		t.Fatal(err)
+	}
+	d := powerOn(t, machine.Config{Disk: disk})
+	ctx, cancel := context.WithTimeout(t.Context(), 2*bootPatience)
+	defer cancel()
+	go func() {
+		defer cancel()
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for strings.Count(d.Console(), "initrd: the root file system is") < 2 && ctx.Err() == nil {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	if err := d.Ready(ctx); err == nil {
+		t.Error("it came up")
+	}
+	if console := d.Console(); !strings.Contains(console, "is corrupted") || strings.Count(console, "initrd: the root file system is") < 2 {
+		t.Errorf("it did not find the damage and start anew; its console:\n%s", console)
+	}
+}
+
+func copyDisk(t *testing.T) string {
+	t.Helper()
+	disk := filepath.Join(t.TempDir(), "disk.raw")
+	if err := image.Copy(t.Context(), img.Disk, disk); err != nil {
+		t.Fatal(err)
+	}
+	return disk
+}
