@@ -237,11 +237,7 @@ func credential(chainPEM string, key rot.Key) (*tls.Certificate, error) {
 	if !SamePublicKey(chain[0], key) {
 		return nil, fmt.Errorf("the saved certificate of %s is for another key", chain[0].Subject)
 	}
-	c := &tls.Certificate{PrivateKey: key, Leaf: chain[0]}
-	for _, x := range chain {
-		c.Certificate = append(c.Certificate, x.Raw)
-	}
-	return c, nil
+	return Credential(chain, key), nil
 }
 
 // assurance is what this agent can claim for a key of root by itself.

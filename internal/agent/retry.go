@@ -27,7 +27,7 @@ const (
 // backoff is how long to wait before trying again: full jitter, so that a fleet
 // that lost its server together does not come back together.
 func backoff(err error, attempt int) time.Duration {
-	if after := retryAfter(err); after > 0 {
+	if after, _ := RetryAfter(err); after > 0 {
 		return after + rand.N(after/10+1)
 	}
 	base, limit := retryBase, retryCap
@@ -39,17 +39,18 @@ func backoff(err error, attempt int) time.Duration {
 	return rand.N(min(base<<min(attempt, 16), limit)) + base/10
 }
 
-// retryAfter is how long a server asked to wait; 0 if it did not.
-func retryAfter(err error) time.Duration {
+// RetryAfter is how long a server asked to wait, 0 if it named no time; again says
+// whether err may pass by waiting.
+func RetryAfter(err error) (wait time.Duration, again bool) {
 	var pending *enroll.PendingError
 	var unavailable *enroll.UnavailableError
 	switch {
 	case errors.As(err, &pending):
-		return pending.RetryAfter
+		return pending.RetryAfter, true
 	case errors.As(err, &unavailable):
-		return unavailable.RetryAfter
+		return unavailable.RetryAfter, true
 	}
-	return 0
+	return 0, false
 }
 
 // Pause waits and says whether it was left to.

@@ -50,6 +50,9 @@ const (
 	OpCSRAttrs = "csrattrs" // what the CA wishes to see in a request
 )
 
+// retryLeast is the shortest pause before a server is asked again.
+const retryLeast = 5 * time.Second
+
 // Options are the flags of the command.
 type Options struct {
 	Op        string
@@ -167,10 +170,7 @@ func (j *job) connect(ctx context.Context) error {
 		if !agent.SamePublicKey(j.present, j.auth) {
 			return &UsageError{fmt.Sprintf("the key in %s is not the key of the certificate in %s", j.ClientKey, j.ClientCert)}
 		}
-		conf.Certificate = &tls.Certificate{PrivateKey: j.auth, Leaf: j.present}
-		for _, c := range chain {
-			conf.Certificate.Certificate = append(conf.Certificate.Certificate, c.Raw)
-		}
+		conf.Certificate = agent.Credential(chain, j.auth)
 	}
 	var err error
 	j.ca, err = agent.EST(j.Server, conf)
@@ -370,7 +370,8 @@ func (j *job) send(ctx context.Context, p *pending, before bool) (changes []stri
 			j.folder.forget()
 		}
 		before = true
-		wait, again := retryAfter(err)
+		wait, again := agent.RetryAfter(err)
+		wait = max(wait, retryLeast)
 		if !again || time.Now().Add(wait).After(deadline) {
 			return nil, err
 		}
@@ -379,19 +380,6 @@ func (j *job) send(ctx context.Context, p *pending, before bool) (changes []stri
 			return nil, ctx.Err()
 		}
 	}
-}
-
-// retryAfter says whether err may pass by waiting, and how long to wait.
-func retryAfter(err error) (time.Duration, bool) {
-	var pending *enroll.PendingError
-	var unavailable *enroll.UnavailableError
-	switch {
-	case errors.As(err, &pending):
-		return pending.RetryAfter, true
-	case errors.As(err, &unavailable):
-		return max(unavailable.RetryAfter, 5*time.Second), true
-	}
-	return 0, false
 }
 
 // final says whether no certificate can come of a request any more: the CA refused it.
