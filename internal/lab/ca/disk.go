@@ -31,17 +31,9 @@ func (c *CA) makeKey(name string) (*ecdsa.PrivateKey, error) {
 
 // loadKey reads a key that makeKey has written.
 func (c *CA) loadKey(name string) (*ecdsa.PrivateKey, error) {
-	text, err := os.ReadFile(c.path(name))
+	key, err := load(c.path(name), x509.ParsePKCS8PrivateKey)
 	if err != nil {
 		return nil, err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, fmt.Errorf("%s holds no PEM", name)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	ec, ok := key.(*ecdsa.PrivateKey)
 	if !ok {
@@ -52,19 +44,23 @@ func (c *CA) loadKey(name string) (*ecdsa.PrivateKey, error) {
 
 // loadCertificate reads the first certificate of a file.
 func (c *CA) loadCertificate(name string) (*x509.Certificate, error) {
-	text, err := os.ReadFile(c.path(name))
+	return load(c.path(name), x509.ParseCertificate)
+}
+
+// load reads what is in the first PEM block of a file.
+func load[T any](path string, parse func(der []byte) (T, error)) (v T, err error) {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return v, err
 	}
 	block, _ := pem.Decode(text)
 	if block == nil {
-		return nil, fmt.Errorf("%s holds no PEM", name)
+		return v, fmt.Errorf("%s holds no PEM", filepath.Base(path))
 	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
+	if v, err = parse(block.Bytes); err != nil {
+		return v, fmt.Errorf("%s: %w", filepath.Base(path), err)
 	}
-	return cert, nil
+	return v, nil
 }
 
 func encodeCertificates(certs ...*x509.Certificate) []byte {
