@@ -13,7 +13,6 @@ import (
 
 func enrollCommand() *cobra.Command {
 	var o once.Options
-	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "enroll", Short: "get one certificate for a key in the TPM, for factory scripts", Args: cobra.NoArgs,
 		Long: `Make a key in the TPM, get a certificate for it over EST (RFC 7030) and write both
@@ -46,17 +45,17 @@ of what the CA refused.`,
 	f.BoolVar(&o.ReuseKey, "reuse-key", false, "reenroll: keep the key of --client-key")
 	f.DurationVar(&o.MaxWait, "max-wait", 0, "how long to go on asking a CA that answers \"later\" or not at all")
 	f.StringVar(&o.Out, "out", "", "`folder` for the result")
-	f.BoolVar(&asJSON, "json", false, "print the result as JSON")
+	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		o.Progress = cmd.OutOrStdout()
-		if asJSON {
+		if *asJSON {
 			o.Progress = io.Discard
 		}
 		result, err := once.Run(cmd.Context(), o)
 		if err != nil {
 			return err
 		}
-		if asJSON {
+		if *asJSON {
 			return cli.PrintJSON(cmd.OutOrStdout(), result)
 		}
 		for _, change := range result.Changes {

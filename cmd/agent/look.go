@@ -21,7 +21,6 @@ import (
 // are asked when something is wrong, and by people who may not read all of it.
 
 func statusCommand() *cobra.Command {
-	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "status", Short: "say where this device stands in its life, and how it is going", Args: cobra.NoArgs,
 		Long: `Ask the agent that runs, as everybody may, or else read the state file.`,
@@ -29,7 +28,7 @@ func statusCommand() *cobra.Command {
   birthmark status --json | jq .live.broker.up`,
 	}
 	file := configFlag(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		conf, err := config.Load(config.Options{File: *file, Env: os.Environ()})
 		if err != nil {
@@ -39,7 +38,7 @@ func statusCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if asJSON {
+		if *asJSON {
 			return cli.PrintJSON(cmd.OutOrStdout(), s)
 		}
 		return s.Print(cmd.OutOrStdout())
@@ -48,7 +47,6 @@ func statusCommand() *cobra.Command {
 }
 
 func doctorCommand() *cobra.Command {
-	var asJSON bool
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "look for what is wrong, and say what to do", Args: cobra.NoArgs,
 		Long: `Look at TPM, clock, disk, configuration, state, certificates, EST servers and
@@ -62,7 +60,7 @@ agent that hangs.`,
   birthmark doctor --json | jq '.checks[] | select(.result != "ok")'`,
 	}
 	file := configFlag(cmd)
-	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		conf, err := config.Load(config.Options{File: *file, Env: os.Environ()})
 		if err != nil {
@@ -70,7 +68,7 @@ agent that hangs.`,
 		}
 		r := examine(cmd.Context(), conf, cmd.ErrOrStderr())
 		print := r.Print
-		if asJSON {
+		if *asJSON {
 			print = func(w io.Writer) error { return cli.PrintJSON(w, r) }
 		}
 		return errors.Join(print(cmd.OutOrStdout()), r.Err())
