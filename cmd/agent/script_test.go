@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/tls"
 	"encoding/asn1"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -11,16 +10,15 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"birthmark/internal/cli/clitest"
 	"birthmark/internal/lab"
 	"birthmark/internal/lab/ca"
 	"birthmark/internal/lab/est"
@@ -69,7 +67,7 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
+			"exits": clitest.Exits,
 			"password": func(ts *testscript.TestScript, _ bool, args []string) {
 				password, err := l.NewPassword(args[0], args[1])
 				ts.Check(err)
@@ -151,21 +149,4 @@ func startLater(t *testing.T, l *lab.Lab) *later {
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	return s
-}
-
-// exits runs a program that has to end with a certain exit code.
-func exits(ts *testscript.TestScript, _ bool, args []string) {
-	want, err := strconv.Atoi(args[0])
-	ts.Check(err)
-	err = ts.Exec(args[1], args[2:]...)
-	got := 0
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		got = exit.ExitCode()
-	} else if err != nil {
-		ts.Fatalf("%v", err)
-	}
-	if got != want {
-		ts.Fatalf("%s ended with exit code %d, want %d", strings.Join(args[1:], " "), got, want)
-	}
 }

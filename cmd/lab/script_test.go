@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"encoding/json"
-	"errors"
 	"os"
 	"os/exec"
 	"strconv"
@@ -13,6 +12,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"birthmark/internal/cli/clitest"
 )
 
 // patience is how long a script waits for what takes a second when all is well.
@@ -113,23 +114,10 @@ func port(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("PORT", strconv.Itoa(lab.Broker))
 }
 
-// exits runs a program that has to end with a certain exit code, and, if that is
-// not 0, with one line on standard error.
-func exits(ts *testscript.TestScript, _ bool, args []string) {
-	want, err := strconv.Atoi(args[0])
-	ts.Check(err)
-	err = ts.Exec(args[1], args[2:]...)
-	got := 0
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		got = exit.ExitCode()
-	} else if err != nil {
-		ts.Fatalf("%v", err)
-	}
-	if got != want {
-		ts.Fatalf("%s ended with exit code %d, want %d", strings.Join(args[1:], " "), got, want)
-	}
-	if said := ts.ReadFile("stderr"); want != 0 && strings.Count(said, "\n") != 1 {
+// exits is clitest.Exits, and what fails says why on one line.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	clitest.Exits(ts, neg, args)
+	if said := ts.ReadFile("stderr"); args[0] != "0" && strings.Count(said, "\n") != 1 {
 		ts.Fatalf("%s said on standard error, in more or less than one line:\n%s", strings.Join(args[1:], " "), said)
 	}
 }

@@ -82,6 +82,7 @@ var graph = map[string][]string{
 	// Tests of the whole, what they share, and the test of the house.
 	"internal/agent/agenttest": {"internal/agent", "internal/config", "internal/lab", "pkg/audit", "pkg/lifecycle",
 		"pkg/rot", "pkg/rot/tpm", "pkg/store"},
+	"internal/cli/clitest":         {"github.com/rogpeppe/go-internal"},
 	"internal/crashdisk":           {},
 	"internal/metrics/metricstest": {},
 	"internal/promises":            {},
@@ -107,6 +108,7 @@ var testsMay = []string{
 	"pkg/rot/rottest",              // what every root of trust promises
 	"internal/metrics/metricstest", // what Prometheus reads
 	"internal/crashdisk",           // what a power cut leaves
+	"internal/cli/clitest",         // commands of script tests
 	"internal/promises",            // lists of docs/ that tests keep
 	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal",
 	"go.mozilla.org/pkcs7", // a second opinion on pkg/cms
