@@ -17,6 +17,14 @@ GO_BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -bui
 	-X birthmark/internal/version.version=$(VERSION) \
 	-X birthmark/pkg/clock.buildTime=$(SOURCE_DATE_EPOCH)'
 
+# What `make install` installs as the device binary.
+AGENT ?= bin/birthmark
+# Debian's spelling of VERSION: what has a tag sorts before what follows it, and what
+# has none by its time, before everything that has.
+DEBVERSION = $(or $(shell git describe --tags --dirty=+dirty 2>/dev/null | sed -nE 's/^v([0-9][0-9.]*)(-([0-9]+)-(g[0-9a-f]+))?(\+dirty)?$$/\1\2\5/; s/-/+/p; t; p'),\
+	0~git$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y%m%d.%H%M%S).$(shell git describe --always --dirty=+dirty 2>/dev/null || echo unknown))
+DEBARCHES ?= amd64 arm64 armhf riscv64
+
 FUZZTIME ?= 10s
 KILLS    ?= 2000
 # Mutants: how many (0 is all), and by what they are chosen: each commit tries others.
@@ -48,13 +56,21 @@ fips: ## bin/birthmark-fips: the device binary with Go's certified cryptography
 
 .PHONY: install
 install: ## the device's files into DESTDIR, such as an image's root; after `make build`
-	install -D -m 755 bin/birthmark "$(DESTDIR)/usr/bin/birthmark"
+	install -D -m 755 $(AGENT) "$(DESTDIR)/usr/bin/birthmark"
 	install -D -m 644 packaging/birthmark.toml "$(DESTDIR)/usr/lib/birthmark/birthmark.toml"
 	install -D -m 644 -t "$(DESTDIR)/usr/lib/systemd/system" packaging/systemd/*.service packaging/systemd/*.socket
 	install -D -m 644 -t "$(DESTDIR)/usr/lib/systemd/catalog" packaging/systemd/birthmark.catalog
 	install -D -m 644 packaging/systemd/birthmark.sysusers "$(DESTDIR)/usr/lib/sysusers.d/birthmark.conf"
 	install -D -m 644 packaging/systemd/birthmark.tmpfiles "$(DESTDIR)/usr/lib/tmpfiles.d/birthmark.conf"
 	install -D -m 644 packaging/polkit/birthmark.rules "$(DESTDIR)/usr/share/polkit-1/rules.d/50-birthmark.rules"
+
+.PHONY: deb
+deb: ## bin/*.deb: the device's package for amd64, arm64, armhf; a tarball for riscv64
+	@rm -f bin/birthmark_*
+	@for arch in $(DEBARCHES); do case $$arch in armhf) goarch=arm;; *) goarch=$$arch;; esac; \
+		echo "deb: $$arch"; mkdir -p out/$$arch; \
+		GOARM=7 GOARCH=$$goarch $(GO_BUILD) -o out/$$arch/birthmark ./cmd/agent; \
+		packaging/deb/build.sh $$arch '$(DEBVERSION)' $(SOURCE_DATE_EPOCH) bin out/$$arch/birthmark; done
 
 .PHONY: demo
 demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itself

@@ -6,6 +6,9 @@ import (
 	"birthmark/internal/cli"
 )
 
+// extra are verbs of builds that are not shipped: pages.go.
+var extra []func() *cobra.Command
+
 // command is the whole command line.
 func command() *cobra.Command {
 	root := &cobra.Command{
@@ -18,5 +21,8 @@ Exit codes: 0 done; 1 refused or does not verify; 2 usage or configuration;
 3 something needed (TPM, network, permission) is not available, or a request is pending.`,
 	}
 	root.AddCommand(runCommand(), installerCommand(), healthCommand(), enrollCommand(), statusCommand(), doctorCommand(), diagCommand(), configCommand(), cli.Version(root.Name()))
+	for _, verb := range extra {
+		root.AddCommand(verb())
+	}
 	return root
 }

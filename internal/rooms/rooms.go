@@ -89,6 +89,7 @@ var graph = map[string][]string{
 	"internal/rooms":               {},
 	"test/e2e":                     {"internal/agent", "pkg/lifecycle", "pkg/store"},
 	"test/bench":                   {"internal/lab", "internal/swtpm"},
+	"test/deb":                     {"test/qemu/image"},
 	"test/docs":                    {},
 	"test/mutants":                 {},
 	"test/qemu/image":              {},
