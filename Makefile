@@ -56,7 +56,7 @@ fips: ## bin/birthmark-fips: the device binary with Go's certified cryptography
 
 .PHONY: install
 install: ## the device's files into DESTDIR, such as an image's root; after `make build`
-	install -D -m 755 $(AGENT) "$(DESTDIR)/usr/bin/birthmark"
+	install -D -m 755 "$(AGENT)" "$(DESTDIR)/usr/bin/birthmark"
 	install -D -m 644 packaging/birthmark.toml "$(DESTDIR)/usr/lib/birthmark/birthmark.toml"
 	install -D -m 644 -t "$(DESTDIR)/usr/lib/systemd/system" packaging/systemd/*.service packaging/systemd/*.socket
 	install -D -m 644 -t "$(DESTDIR)/usr/lib/systemd/catalog" packaging/systemd/birthmark.catalog
@@ -86,7 +86,7 @@ vm: setup build ## boots that device against a lab, and gives you a root shell i
 
 .PHONY: test
 test: ## everything: setup, build, check, fuzzing for 3 s each, the real binaries
-	@FUZZTIME=3s SAMPLE=3 VULNDB="$${VULNDB:-none}" test/run.sh setup build fips fmt vet lint race tpm rooms sbom vuln repro mutants fuzz e2e
+	@FUZZTIME=3s SAMPLE=3 VULNDB="$${VULNDB:-none}" test/run.sh setup build fips fmt vet lint race tpm rooms sbom vuln repro mutants fuzz deb e2e qemu
 
 .PHONY: check
 check: ## gofmt, go vet, staticcheck, tests with the race detector, rooms
@@ -106,7 +106,7 @@ vuln: ## known vulnerabilities that the binaries can reach; VULNDB=FOLDER or TAR
 	@mkdir -p out && go build -o out/vuln ./test/vuln && out/vuln ./cmd/agent ./cmd/lab
 
 .PHONY: repro
-repro: ## both binaries from two folders and two caches, byte for byte
+repro: ## both binaries and the package from two folders and two caches, byte for byte
 	@test/repro.sh
 
 .PHONY: mutants

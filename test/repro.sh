@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds both binaries twice, from two copies of the files, and holds the bytes
+# Builds both binaries and the package twice, from two copies of the files, and holds the bytes
 # against each other: in one folder with the build cache that everything uses, and
 # in a folder of another name and depth with an empty cache and another umask,
 # time zone, language and home. Downloaded modules are shared: go.sum holds them.
@@ -25,7 +25,7 @@ GOMODCACHE=$(go env GOMODCACHE) GOPROXY=$(go env GOPROXY) GOSUMDB=$(go env GOSUM
 export GOMODCACHE GOPROXY GOSUMDB
 
 # build SECONDS makes the binaries of a commit of that time, in this folder.
-build() { make --no-print-directory -s build VERSION="$version" SOURCE_DATE_EPOCH="$1"; }
+build() { make --no-print-directory -s build deb DEBARCHES=amd64 DEBVERSION=1.0.0 VERSION="$version" SOURCE_DATE_EPOCH="$1" >/dev/null; }
 build_there() (
 	umask 077
 	cd "$there"
@@ -35,7 +35,7 @@ build_there() (
 
 (cd "$here" && build 1700000000)
 build_there 1700000000
-for b in birthmark birthmark-lab; do
+for b in birthmark birthmark-lab birthmark_1.0.0_amd64.deb; do
 	cmp "$here/bin/$b" "$there/bin/$b"
 	echo "repro: $b $(sha256sum <"$there/bin/$b" | cut -c1-64)"
 done

@@ -7,10 +7,10 @@
 # 1970. What is in the package is what `make install` lays, the manual, completions, and
 # Debian's papers; the same commit gives the same bytes.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
-umask 022
-export LC_ALL=C TZ=UTC SOURCE_DATE_EPOCH=$3
 arch=$1 version=$2 out=$(realpath -m "$4") binary=$(realpath "$5")
+export LC_ALL=C TZ=UTC SOURCE_DATE_EPOCH=$3
+umask 022
+cd "$(dirname "$0")/../.."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

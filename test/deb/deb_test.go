@@ -267,8 +267,11 @@ func (d debian) holds() {
 			}
 			continue
 		}
+		if info.IsDir() { // it may be another package's, with a mode of its choice
+			continue
+		}
 		want := fs.FileMode(0o644)
-		if info.IsDir() || path == "/usr/bin/birthmark" {
+		if path == "/usr/bin/birthmark" {
 			want = 0o755
 		}
 		if got := info.Mode() & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid); got != want {
