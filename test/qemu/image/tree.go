@@ -26,13 +26,16 @@ var (
 )
 
 // trimmed is what a device that is never logged into, and never changed but as a
-// whole, does not need: shells' comforts, documents, Perl, the package manager.
+// whole, does not need: shells' comforts, documents, Perl, the package manager, folders
+// for what an administrator adds, and ways to log in.
 var trimmed = []string{
 	"usr/share/bash-completion", "usr/share/zsh", "usr/share/lintian", "usr/share/bug", "usr/share/doc",
 	"usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/perl*", "usr/share/keyrings",
 	"usr/lib/*-linux-gnu/perl*", "usr/lib/*-linux-gnu/libperl*", "usr/lib/*-linux-gnu/gconv",
 	"usr/lib/*-linux-gnu/libapt*", "usr/bin/perl*", "usr/bin/apt*", "usr/bin/dpkg*", "usr/lib/apt", "usr/lib/dpkg",
 	"etc/apt", "etc/dpkg", "etc/cron.*", "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin",
+	"usr/local", "opt", "srv", "media", "mnt", "etc/opt", "etc/xml", "etc/sgml", "root/.ssh",
+	"usr/bin/login", "usr/bin/su", "usr/sbin/agetty", "usr/sbin/getty", "usr/sbin/sulogin",
 	"boot/*", "var/*", "tmp/*", "run/*", "dev/*",
 }
 
