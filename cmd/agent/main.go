@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime"
 	"syscall"
 
 	"birthmark/internal/agent"
@@ -13,13 +14,18 @@ import (
 	"birthmark/internal/agent/once"
 	"birthmark/internal/cli"
 	"birthmark/internal/config"
-	_ "birthmark/internal/warm"
 	"birthmark/pkg/enroll"
 	"birthmark/pkg/rot"
 	"birthmark/pkg/store"
 )
 
 func main() {
+	// It waits for the TPM, the disk and the network, never for a second processor. With
+	// one, no thread is made and woken for what can be done one thing after another;
+	// GOMAXPROCS in the environment says otherwise. See docs/decisions/005.
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
 	cli.Main(cli.Program{Command: command(), Hint: agent.Hint, ExitCode: exitCode})
 }
 

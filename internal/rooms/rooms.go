@@ -54,7 +54,6 @@ var graph = map[string][]string{
 	// The device.
 	"internal/config":  {"github.com/BurntSushi/toml"},
 	"internal/metrics": {},
-	"internal/warm":    {},
 	// The only code that runs as root. It has no network; a test holds that it links none.
 	"internal/installer": {},
 	"internal/agent": {"internal/config", "internal/metrics", "internal/version", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota",
@@ -66,7 +65,7 @@ var graph = map[string][]string{
 	"internal/agent/once": {"internal/agent", "internal/config", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
 	"cmd/agent": {"internal/agent", "internal/agent/api", "internal/agent/diag", "internal/agent/doctor", "internal/agent/once", "internal/cli",
-		"internal/config", "internal/installer", "internal/version", "internal/warm", "pkg/enroll", "pkg/rot", "pkg/store",
+		"internal/config", "internal/installer", "internal/version", "pkg/enroll", "pkg/rot", "pkg/store",
 		"github.com/coreos/go-systemd", "github.com/spf13/cobra", "golang.org/x/sys"},
 
 	// The lab: everything that is not on the device.
