@@ -36,7 +36,7 @@ openssl                         requests and certificates that are not ours
 systemd                         systemd-analyze, -sysusers, -tmpfiles and journalctl, which our units and their like are held against
 curl                            EST by hand, as factory scripts do it
 jq                              reads the JSON that our commands print, in tests of what scripts would do
-lintian                         Debian's own judgement of our package
+lintian                         what Debian itself finds wrong with our package
 man-db                          renders the manual, as users read it
 groff-base                      for man
 file                            tells for which machine a program is
