@@ -95,6 +95,7 @@ var graph = map[string][]string{
 	"test/qemu":                    {"internal/lab", "internal/swtpm", "test/qemu/image", "test/qemu/machine"},
 	"test/qemu/initrd":             {"golang.org/x/sys"},
 	"test/qemu/machine":            {"internal/swtpm"},
+	"test/qemu/writelog":           {},
 	"test/sbom":                    {},
 	"test/units":                   {},
 	"test/vuln":                    {},

@@ -114,7 +114,11 @@ func (img *Image) build(ctx context.Context, o Options) error {
 	if err := img.buildRoot(ctx, debian, kernel, o); err != nil {
 		return fmt.Errorf("root file system: %w", err)
 	}
-	if err := initrd(ctx, img.initrd, kernel, o.Epoch); err != nil {
+	early := earlyModules
+	if o.Test {
+		early = append(early[:len(early):len(early)], earlyTestModules...)
+	}
+	if err := initrd(ctx, img.initrd, kernel, early, o.Epoch); err != nil {
 		return fmt.Errorf("initrd: %w", err)
 	}
 	uki, err := img.UKI(ctx, img.Verity)

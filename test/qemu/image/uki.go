@@ -62,9 +62,16 @@ func uki(ctx context.Context, r release) ([]byte, error) {
 	return os.ReadFile(file("uki"))
 }
 
+// earlyModules are what the initrd needs besides what is built into the kernel, as the
+// NVMe disk's driver is; earlyTestModules are for the disk of a test that logs its writes.
+var (
+	earlyModules     = []string{"dm-verity"}
+	earlyTestModules = []string{"virtio_pci", "virtio_blk"}
+)
+
 // initrd makes the initrd of a kernel into path: our process 1, and the modules it
 // loads first.
-func initrd(ctx context.Context, path, kernel string, epoch int64) error {
+func initrd(ctx context.Context, path, kernel string, early []string, epoch int64) error {
 	top, err := Top()
 	if err != nil {
 		return err
@@ -81,7 +88,7 @@ func initrd(ctx context.Context, path, kernel string, epoch int64) error {
 	if _, err := command(build); err != nil {
 		return err
 	}
-	modules, err := modulesOf(kernel, "dm-verity")
+	modules, err := modulesOf(kernel, early...)
 	if err != nil {
 		return err
 	}

@@ -58,6 +58,11 @@ type Config struct {
 	Files    map[string][]byte // what the guest finds as fw_cfg opt/birthmark/NAME
 	Clock    time.Time         // of the hardware when it is powered on; now when zero
 	Unplug   bool              // the network cable, before the power goes on
+
+	// Log, if set, is a file for the writes to the disk, see [birthmark/test/qemu/writelog].
+	// The disk is a virtio-blk one then, which knows no forced unit access: flushes alone,
+	// all of them logged, tell what is durable.
+	Log string
 }
 
 // A Machine is on, or was cut off, until it is closed.
@@ -184,8 +189,6 @@ func (m *Machine) arguments() []string {
 		"-smp", processors, "-m", memory, "-rtc", "base=" + clock,
 		"-drive", "if=pflash,unit=0,format=raw,readonly=on,file=" + m.conf.Firmware,
 		"-drive", "if=pflash,unit=1,format=raw,file=" + m.file("vars.fd"),
-		"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file=" + m.Disk(),
-		"-device", "nvme,drive=disk,serial=disk,bootindex=1",
 		"-chardev", "socket,id=tpm,path=" + m.file("tpm.sock"),
 		"-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm",
 		"-chardev", "file,id=console,append=on,path=" + m.file("console"), "-serial", "chardev:console",
@@ -195,6 +198,7 @@ func (m *Machine) arguments() []string {
 		"-device", "virtserialport,chardev=control,name=birthmark.control",
 		"-chardev", "socket,id=monitor,path=" + m.file("monitor.sock"), "-mon", "chardev=monitor,mode=control",
 	}
+	args = append(args, m.drive()...)
 	var names []string
 	for name := range m.conf.Files {
 		names = append(names, name)
@@ -204,6 +208,24 @@ func (m *Machine) arguments() []string {
 		args = append(args, "-fw_cfg", "name=opt/birthmark/"+name+",file="+m.file("files/"+name))
 	}
 	return args
+}
+
+// drive is the disk. What the guest writes outlives QEMU, in the order of the writes: the
+// host's memory is its cache, and does not lose power. What a cache in the disk itself
+// may lose shows in the Log only.
+func (m *Machine) drive() []string {
+	if m.conf.Log == "" {
+		return []string{
+			"-drive", "if=none,id=disk,format=raw,cache=unsafe,discard=unmap,file=" + m.Disk(),
+			"-device", "nvme,drive=disk,serial=disk,bootindex=1",
+		}
+	}
+	return []string{
+		"-blockdev", "driver=file,node-name=raw,cache.no-flush=on,filename=" + m.Disk(),
+		"-blockdev", "driver=file,node-name=log,cache.no-flush=on,filename=" + m.conf.Log,
+		"-blockdev", "driver=blklogwrites,node-name=disk,file=raw,log=log", // flushes are logged
+		"-device", "virtio-blk-pci,drive=disk,bootindex=1,romfile=",
+	}
 }
 
 func accelerator() string {
