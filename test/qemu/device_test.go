@@ -106,7 +106,13 @@ func (d device) ready() {
 // do runs a script in the device, which has to succeed.
 func (d device) do(script string) string {
 	d.Helper()
-	ctx, cancel := context.WithTimeout(d.Context(), patience)
+	return d.within(patience, script)
+}
+
+// within is do, for what takes longer.
+func (d device) within(limit time.Duration, script string) string {
+	d.Helper()
+	ctx, cancel := context.WithTimeout(d.Context(), limit)
 	defer cancel()
 	out, err := d.Sh(ctx, script)
 	if err != nil {
@@ -157,25 +163,34 @@ type message struct{ client, topic, payload string }
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	w := &world{T: t, news: make(chan struct{}, 1)}
-	l, err := upLab(t.Context(), filepath.Join(t.TempDir(), "lab"), nil, func(client, topic string, payload []byte) {
-		w.mu.Lock()
-		w.heard = append(w.heard, message{client, topic, string(payload)})
-		w.mu.Unlock()
-		select {
-		case w.news <- struct{}{}:
-		default:
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Lab = l
+	w.up(filepath.Join(t.TempDir(), "lab"))
 	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
+		if err := w.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	return w
+}
+
+// up brings the lab up, or up again, from its folder.
+func (w *world) up(dir string) {
+	w.Helper()
+	l, err := upLab(w.Context(), dir, nil, w.hear)
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Lab = l
+}
+
+// hear takes what the broker was told.
+func (w *world) hear(client, topic string, payload []byte) {
+	w.mu.Lock()
+	w.heard = append(w.heard, message{client, topic, string(payload)})
+	w.mu.Unlock()
+	select {
+	case w.news <- struct{}{}:
+	default:
+	}
 }
 
 // birth is that of this lab.

@@ -9,6 +9,18 @@
 // configuration from the virtual machine (QEMU's fw_cfg, see [image]), since the lab's
 // ports, roots and passwords differ from test to test, and the image's /etc is
 // verified.
+//
+// # To add a scenario
+//
+// Write a test that tells a story, such as TestFirstBoot: newWorld is a maker, an owner
+// and a broker; powerOn makes a device of the image, or of a copy of its disk that
+// was changed first (copyDisk, image.Put, image.Flip); ready waits until it is up, do
+// runs a shell script in it as root, and hears waits for what it tells the broker.
+//
+// A start takes 25 s without KVM: a story that needs nothing new of the machine goes
+// into one that runs already. Wait for events, patience at most, and never hold a
+// time against a number: the machine may be busy. A test that fails prints the end of
+// the console and the agent's journal by itself.
 package main
 
 import (
