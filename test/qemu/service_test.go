@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"birthmark/internal/lab"
 	"birthmark/test/qemu/machine"
 )
 
@@ -78,32 +77,6 @@ journalctl -u birthmark-agent --no-pager | grep -e 'is stuck' -e 'Watchdog timeo
 	same("a full disk")
 }
 
-// TestOtherProgramsUseTheTPM: curl and mosquitto_pub of the device itself use a key
-// that only its TPM can use, through the kernel's resource manager.
-func TestOtherProgramsUseTheTPM(t *testing.T) {
-	w := newWorld(t)
-	d := powerOn(t, machine.Config{Files: w.birth("device-1")})
-	d.ready()
-	password, err := w.NewPassword(lab.Owner, "device-2")
-	if err != nil {
-		t.Fatal(err)
-	}
-	inside := func(url string) string { return strings.Replace(url, "127.0.0.1", machine.Host, 1) }
-	_, port, _ := strings.Cut(strings.TrimPrefix(w.BrokerURL(), "mqtts://"), ":")
-	d.do(fmt.Sprintf(`set -e
-mkdir /run/two && cd /run/two && echo %s >password
-birthmark enroll --est-url %s --anchors /run/lab/owner-root.pem --username device-2 --password-file password --subject CN=device-2 --out keys
-birthmark config openssl --key keys/key.pem >openssl.cnf
-export OPENSSL_CONF=/run/two/openssl.cnf TPM2OPENSSL_TCTI=device:/dev/tpmrm0
-openssl req -new -key keys/key.pem -subj /CN=device-2 -outform DER | openssl base64 -out request
-curl --cacert /run/lab/owner-root.pem --cert keys/cert.pem --key keys/key.pem -H 'Content-Type: application/pkcs10' --data-binary @request -sS --fail -o answer %s/.well-known/est/simplereenroll
-mosquitto_pub -h %s -p %s -i device-2 --cafile /run/lab/owner-root.pem --cert keys/cert.pem --key keys/key.pem -q 1 -t birthmark/v1/d/device-2/tele/by-hand -m hello`,
-		password, inside(w.OwnerURL()), inside(w.OwnerURL()), machine.Host, port))
-	if m := w.hears("/d/device-2/tele/by-hand"); m.client != "device-2" || m.payload != "hello" {
-		t.Errorf("the broker heard %q of %s", m.payload, m.client)
-	}
-}
-
 // idle is how long a device is watched for what it writes while nothing happens.
 const idle = 60 * time.Second
 
@@ -119,7 +92,6 @@ func (d device) measure() {
 	before := written()
 	d.within(idle+patience, fmt.Sprintf("sleep %g", idle.Seconds()))
 	perDay := (written() - before) / 1024 * 24 * float64(time.Hour/idle)
-	d.Log(d.do("grep -E 'VmRSS|VmHWM|RssAnon|RssFile|RssShmem|THP' /proc/" + pid + "/status; cat /sys/kernel/mm/transparent_hugepage/enabled; grep AnonHuge /proc/" + pid + "/smaps_rollup"))
 	rss := d.number("awk '/^VmRSS/ { print $2 }' /proc/"+pid+"/status") / 1024
 	state := d.number("du -sk /var/lib/birthmark | cut -f 1") / 1024
 	d.Logf("in the guest: %.2f s from start to READY (translated: %v), %.1f MiB resident, %.0f KiB written a day while idle, %.2f MiB of state",
