@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -13,9 +14,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"birthmark/internal/agent"
 	"birthmark/internal/agent/agenttest"
+	"birthmark/internal/lab"
 	"birthmark/internal/swtpm"
 	"birthmark/pkg/audit"
 	"birthmark/pkg/lifecycle"
@@ -24,106 +27,123 @@ import (
 	"birthmark/test/qemu/writelog"
 )
 
-// somePerFlush is how many disks that lost their cache are made of each flush; SOME in
-// the environment asks for another number.
-const somePerFlush = 24
+// losses is how many disks that have lost some of their cache are made of each flush;
+// LOSSES in the environment asks for another number.
+const losses = 24
 
-// TestEveryWriteOfTheFirstBoot records every write to the disk of a device from its
-// making to its service, and cuts the power behind each: there is a partition table, the
-// file system is such that the device starts from it, and what the agent once said is in
-// there, whole. The same before each flush for a disk that has lost any part of what was
-// not flushed.
-func TestEveryWriteOfTheFirstBoot(t *testing.T) {
-	random := newRandom(t)
-	record := recordFirstBoot(t)
-	some := fromEnvironment("SOME", somePerFlush)
-
-	tried := map[uint64]bool{}
-	states := map[string]bool{}
-	cuts, lost, blank := 0, 0, 0
-	try := func(d *writelog.Disk, where string) {
-		w, err := record.look(d)
+// TestEveryWriteOfAFirstBoot logs every write to the disk of a device, from its making to
+// its service and a restart of the agent, and cuts the power behind each: there is a
+// partition table, the file system is one that the device starts from, and what the agent
+// has said is in there, whole. The same holds for a disk that loses any part of what it
+// was not told to flush.
+func TestEveryWriteOfAFirstBoot(t *testing.T) {
+	random := seeded(t)
+	l := recordLife(t)
+	start := time.Now()
+	behind, lossy, blank, states := 0, 0, 0, map[string]bool{}
+	for c := range l.cuts(l.writes, random, fromEnvironment("LOSSES", losses)) {
+		found, err := l.look(c.disk)
 		if err == nil {
-			err = record.judge(w)
+			err = l.judge(found, c.said)
 		}
 		if err != nil {
-			t.Errorf("power cut %s: %v", where, err)
-			return
+			t.Errorf("power cut %v: %v", c, err)
+			continue
 		}
-		if w.state == nil {
+		if c.lossy {
+			lossy++
+		} else {
+			behind++
+		}
+		if found.state == nil {
 			blank++
-		} else if !states[string(w.state)] {
-			states[string(w.state)] = true
-			agenttest.CheckState(t, w.dir, record.tpm.Address())
+		} else if !states[string(found.state)] {
+			states[string(found.state)] = true
+			agenttest.CheckState(t, found.dir, l.tpm.Address())
 		}
 	}
-	r := writelog.NewReplay(record.writes, record.before)
-	for n := 0; ; n++ {
-		e, more := r.Next()
-		if !more || e.Flags&writelog.Flush != 0 {
-			for range some {
-				d := r.Some(random)
-				if sum := d.Sum(0, diskEnd); !tried[sum] {
-					tried[sum] = true
-					lost++
-					try(d, fmt.Sprintf("before write %d of %d, with some of the last %d lost", n, len(record.writes), r.Volatile()))
-				}
-			}
-		}
-		if !more {
-			break
-		}
-		r.Step()
-		record.acknowledge(e)
-		if sum := r.All().Sum(0, diskEnd); !tried[sum] {
-			tried[sum] = true
-			cuts++
-			try(r.All(), fmt.Sprintf("behind write %d of %d", n+1, len(record.writes)))
+	t.Logf("%d entries in the log; %d power cuts behind a write, %d with writes lost; without a state %d, different states %d; %.1f s",
+		len(l.writes), behind, lossy, blank, len(states), time.Since(start).Seconds())
+	// Blank with a TPM, born, a request to the owner, enrolled, operational.
+	if len(states) < 5 {
+		t.Errorf("%d different states are found in a whole life, want 5 at least", len(states))
+	}
+
+	// To see that it would show: from the first mark on, the disk is not told to flush.
+	idle, marked, faults, lost := slices.Clone(l.writes), false, 0, 0
+	for i, e := range idle {
+		if marked = marked || e.At == markAt; marked {
+			idle[i].Flags &^= writelog.Flush
 		}
 	}
-	t.Logf("%d entries in the log; power cut behind a write: %d, with some writes lost: %d; without a state: %d, different states: %d",
-		len(record.writes), cuts, lost, blank, len(states))
-	if len(states) < len(steps) {
-		t.Errorf("%d different states were seen, which cannot be a whole life", len(states))
+	for c := range l.cuts(idle, random, 1) {
+		if !c.lossy {
+			continue
+		}
+		found, err := l.look(c.disk)
+		if err == nil {
+			err = l.judge(found, c.said)
+		}
+		if err != nil {
+			faults++
+		}
+		if errors.Is(err, errLost) {
+			lost++
+		}
 	}
-}
-
-// TestReplayFindsWhatIsNotFlushed: with flushes that do nothing the same judge finds what is lost.
-func (record *firstBoot) withoutFlushes() []writelog.Entry { return nil }
-
-// diskEnd is behind all disks.
-const diskEnd = 1 << 40
-
-// steps are the states in the order in which they come.
-var steps = []lifecycle.State{lifecycle.Blank, lifecycle.Born, lifecycle.Enrolled, lifecycle.Operational}
-
-// A firstBoot is what is known of one.
-type firstBoot struct {
-	before  *writelog.Disk // the start of it, as the factory made it
-	writes  []writelog.Entry
-	tpm     *swtpm.TPM
-	device  agent.Device // at the end
-	audit   []byte       // at the end
-	scratch string
-
-	said lifecycle.State // what the agent has said so far, by the marks
-	all  bool            // its whole audit log, too
+	t.Logf("without flushes %d faults, %d of them something that the agent had said", faults, lost)
+	if lost == 0 {
+		t.Error("without flushes nothing is lost that the agent had said")
+	}
 }
 
 // markAt is a place on the disk that belongs to no partition. What is written there is a
 // mark in the log.
 const markAt = 64 * 512
 
-func recordFirstBoot(t *testing.T) *firstBoot {
-	record := &firstBoot{scratch: t.TempDir(), before: writelog.NewDisk()}
-	log := filepath.Join(record.scratch, "log")
+// A life is what was written in one, and what of it the agent told.
+type life struct {
+	before *writelog.Disk // the first write
+	size   int64          // of the disk
+	writes []writelog.Entry
+	tpm    *swtpm.TPM // at the end
+
+	device   agent.Device // at the end
+	audit    []byte
+	requests []request // to the CAs
+	dir      string    // for files
+}
+
+// A request to a CA came when so many writes were in the log.
+type request struct {
+	writes uint64
+	csr    []byte
+	answer lifecycle.State // the state that the certificate makes
+}
+
+func recordLife(t *testing.T) *life {
+	l := &life{dir: t.TempDir()}
+	l.before, l.size = factoryDisk(t)
+	log := filepath.Join(l.dir, "log")
 	if err := os.WriteFile(log, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w := newWorld(t)
+	w := newWatchedWorld(t, func(whose string, csr []byte) {
+		answer := lifecycle.Born
+		if whose == lab.Owner {
+			answer = lifecycle.Enrolled
+		}
+		// Each flush is in the log, and counted there, before the agent hears of it.
+		n, err := writelog.Count(log)
+		if err != nil {
+			t.Error(err)
+		}
+		l.requests = append(l.requests, request{n, csr, answer})
+	})
 	d := powerOn(t, machine.Config{Files: w.birth("device-1"), Log: log})
 	d.ready()
-	// A line of the agent's comes after what it tells of, and is in the log after that.
+	// What the agent says of a state comes after the write that made it durable, and the
+	// mark after that.
 	d.do(fmt.Sprintf(`cat >/run/mark <<'END'
 printf %%-512s "$*" | dd of=/dev/vda bs=512 seek=%d oflag=direct iflag=fullblock status=none
 END
@@ -135,7 +155,7 @@ END
 setsid sh /run/marks >/dev/null 2>&1 &`, markAt/512))
 	const spoke = "/d/device-1/tele/system"
 	w.hears(spoke)
-	d.do("sh /run/mark heard && systemctl restart birthmark-agent")
+	d.do("systemctl restart birthmark-agent")
 	w.forget()
 	w.hears(spoke)
 	d.do("sync")
@@ -147,26 +167,230 @@ setsid sh /run/marks >/dev/null 2>&1 &`, markAt/512))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if record.writes, err = writelog.Parse(text); err != nil {
+	if l.writes, err = writelog.Parse(text); err != nil {
 		t.Fatal(err)
 	}
-	factory, err := os.Open(img.Disk)
+	r := writelog.NewReplay(l.writes, l.before)
+	for range l.writes {
+		r.Step()
+	}
+	end, err := l.look(r.All())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer factory.Close()
-	for _, at := range []int64{0, img.Size() - tableSize} {
-		table := make([]byte, tableSize)
-		if _, err := factory.ReadAt(table, at); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := record.before.WriteAt(table, at); err != nil {
-			t.Fatal(err)
-		}
+	l.device, l.audit = end.device, end.audit
+	if l.device.State != lifecycle.Operational || len(l.requests) != 2 {
+		t.Fatalf("at the end the state is %s, after %d requests, want operational after 2", l.device.State, len(l.requests))
 	}
-	if record.tpm, err = swtpm.Start(t.Context(), d.TPM()); err != nil {
+	if l.tpm, err = swtpm.Start(t.Context(), d.TPM()); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(record.tpm.Kill)
-	return record
+	t.Cleanup(l.tpm.Kill)
+	return l
+}
+
+// factoryDisk is the disk of the image, as far as its partition table goes, and its size.
+func factoryDisk(t *testing.T) (*writelog.Disk, int64) {
+	t.Helper()
+	f, err := os.Open(img.Disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := writelog.NewDisk()
+	for _, at := range []int64{0, info.Size() - tableSize} {
+		table := make([]byte, tableSize)
+		if _, err := f.ReadAt(table, at); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.WriteAt(table, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d, info.Size()
+}
+
+// A cut is what a disk may hold when the power has failed.
+type cut struct {
+	disk  *writelog.Disk // until the next cut
+	said  said
+	lossy bool
+	n, of int // writes
+}
+
+// What the agent had said, to its log and to the CAs.
+type said struct {
+	state   lifecycle.State
+	request request
+}
+
+func (c cut) String() string {
+	where := "behind"
+	if c.lossy {
+		where = "with writes lost before"
+	}
+	return fmt.Sprintf("%s write %d of %d, when the agent had said that it is %s", where, c.n, c.of, c.said.state)
+}
+
+// cuts are those behind each of some writes, and some before each of the life's own
+// flushes. What was there already, with the same said, is left out.
+func (l *life) cuts(writes []writelog.Entry, random *rand.Rand, losses int) iter.Seq[cut] {
+	return func(yield func(cut) bool) {
+		type key struct {
+			sum      uint64
+			state    lifecycle.State
+			requests int
+		}
+		had := map[key]bool{}
+		now, requests := said{}, 0
+		once := func(c cut) bool {
+			k := key{c.disk.Sum(0, markAt) ^ c.disk.Sum(markAt+writelog.Block, l.size), now.state, requests}
+			if had[k] {
+				return true
+			}
+			had[k] = true
+			return yield(c)
+		}
+		r := writelog.NewReplay(writes, l.before)
+		for n, e := range l.writes {
+			for requests < len(l.requests) && l.requests[requests].writes <= uint64(n) {
+				now.request = l.requests[requests]
+				requests++
+			}
+			if e.Flags&writelog.Flush != 0 {
+				for range losses {
+					if !once(cut{r.Some(random), now, true, n + 1, len(writes)}) {
+						return
+					}
+				}
+			}
+			r.Step()
+			if e.At == markAt {
+				_, state, _ := strings.Cut(string(e.Data), " to=")
+				state, _, _ = strings.Cut(state, " ")
+				now.state = lifecycle.State(state)
+			}
+			if !once(cut{r.All(), now, false, n + 1, len(writes)}) {
+				return
+			}
+		}
+	}
+}
+
+// A wreck is what is found on a disk after a power cut. There may be no file system yet,
+// and no state.
+type wreck struct {
+	dir    string // the state folder, until the next look
+	state  []byte // state.json
+	device agent.Device
+	audit  []byte
+}
+
+// look does to a disk what a device does when it starts, and tells what is on it.
+func (l *life) look(d *writelog.Disk) (wreck, error) {
+	start, size, err := partition(d, l.size, "data")
+	if err != nil || size == 0 {
+		return wreck{}, err // the device makes it when it starts again
+	}
+	data, state := filepath.Join(l.dir, "data.img"), filepath.Join(l.dir, "birthmark")
+	if err := errors.Join(os.RemoveAll(state), d.Save(data, start, size)); err != nil {
+		return wreck{}, err
+	}
+	// systemd does this, and goes on when it ends with 0 or 1: all is well now.
+	out, err := exec.Command("/usr/sbin/e2fsck", "-p", data).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 1) {
+		return wreck{}, fmt.Errorf("the device does not start: e2fsck: %w: %s", err, out)
+	}
+	if out, err := exec.Command("/usr/sbin/e2fsck", "-f", "-n", data).CombinedOutput(); err != nil {
+		return wreck{}, fmt.Errorf("the file system is damaged: e2fsck: %w: %s", err, out)
+	}
+	// debugfs ends with 0 in any case.
+	out, err = exec.Command("/usr/sbin/debugfs", "-R", "rdump /lib/birthmark "+l.dir, data).CombinedOutput()
+	if err != nil {
+		return wreck{}, fmt.Errorf("debugfs: %w: %s", err, out)
+	}
+	if bytes.Contains(out, []byte("File not found")) {
+		return wreck{}, nil
+	}
+	if _, err := os.Stat(state); err != nil {
+		return wreck{}, fmt.Errorf("debugfs: %w: %s", err, out)
+	}
+	w := wreck{dir: state}
+	for name, text := range map[string]*[]byte{"state.json": &w.state, "audit.log": &w.audit} {
+		if *text, err = os.ReadFile(filepath.Join(state, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return wreck{}, err
+		}
+	}
+	if w.device, _, err = store.Read[agent.Device](state); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return wreck{}, fmt.Errorf("half a state: %w", err)
+	}
+	return w, nil
+}
+
+// errLost: what the agent had said is not on the disk.
+var errLost = errors.New("it is lost")
+
+// judge holds what is found against what the agent had said, and what came of it.
+func (l *life) judge(w wreck, said said) error {
+	steps := []lifecycle.State{lifecycle.Blank, lifecycle.Born, lifecycle.Enrolled, lifecycle.Operational}
+	is, was := slices.Index(steps, w.device.State), slices.Index(steps, said.state)
+	if is < was {
+		return fmt.Errorf("the state is %s: %w", w.device.State, errLost)
+	}
+	if r := said.request; is < slices.Index(steps, r.answer) && !bytes.Equal(w.device.Asking.CSR, r.csr) {
+		return fmt.Errorf("the request for the state %s: %w", r.answer, errLost)
+	}
+	birth, owner := "", ""
+	if is >= 1 {
+		birth = l.device.Birth.Chain
+	}
+	if is >= 2 {
+		owner = l.device.Owner.Chain
+	}
+	if w.device.Birth.Chain != birth || w.device.Owner.Chain != owner {
+		return fmt.Errorf("the device is %s, and its certificates are not those that it has at the end", w.device.State)
+	}
+	return l.judgeAudit(w, steps[max(0, was-1)])
+}
+
+// judgeAudit holds the audit log against the one at the end. It has been told of the state
+// before the one that the agent spoke of last, since it is told after.
+func (l *life) judgeAudit(w wreck, last lifecycle.State) error {
+	whole := w.audit[:bytes.LastIndexByte(w.audit, '\n')+1]
+	if _, _, err := audit.Verify(bytes.NewReader(whole), ""); err != nil {
+		return fmt.Errorf("audit log: %w", err)
+	}
+	if l.audit != nil && !bytes.HasPrefix(l.audit, whole) {
+		return errors.New("the audit log is not the start of the one at the end")
+	}
+	told := last == lifecycle.Blank
+	for line := range bytes.Lines(whole) {
+		var e struct {
+			Event string
+			Attrs struct{ To lifecycle.State }
+		}
+		if err := json.Unmarshal(line, &e); err != nil {
+			return fmt.Errorf("audit log: %w", err)
+		}
+		told = told || e.Event == "state" && e.Attrs.To == last
+	}
+	if !told {
+		return fmt.Errorf("the audit log does not say that the device is %s: %w", last, errLost)
+	}
+	if w.audit == nil {
+		return nil
+	}
+	log, err := audit.Open(w.dir)
+	if err != nil {
+		return fmt.Errorf("audit log: %w", err)
+	}
+	if damaged, err := filepath.Glob(filepath.Join(w.dir, "*damaged*")); err != nil || len(damaged) > 0 {
+		return errors.Join(fmt.Errorf("the agent would take for damaged: %q", damaged), err, log.Close())
+	}
+	return log.Close()
 }

@@ -23,6 +23,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 )
 
 // Limits of a log.
@@ -59,6 +60,20 @@ type Entry struct {
 	Size  int64 // bytes of the disk
 	Flags Flags
 	Data  []byte // what was written, or the text of a mark
+}
+
+// Count is the number of entries in the log that a file holds now, while it is written.
+func Count(path string) (uint64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	head := make([]byte, 24)
+	if _, err := f.ReadAt(head, 0); err != nil {
+		return 0, fmt.Errorf("cannot read the head of %s: %w", path, err)
+	}
+	return binary.LittleEndian.Uint64(head[16:]), nil
 }
 
 // Parse reads a log. Data of the entries are parts of log.

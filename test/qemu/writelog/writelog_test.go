@@ -138,6 +138,23 @@ func TestLogsThatAreNone(t *testing.T) {
 	}
 }
 
+func TestCount(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if n, err := Count(path); err == nil {
+		t.Errorf("no file: got %d entries", n)
+	}
+	l := logger{size: 512}
+	for range 3 {
+		l.write(0, 0, blocks("a"))
+	}
+	if err := os.WriteFile(path, l.log(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := Count(path); err != nil || n != 3 {
+		t.Errorf("got %d entries, %v, want 3", n, err)
+	}
+}
+
 // TestWhatACutLeaves: what is flushed or forced stays; of the rest any part may.
 func TestWhatACutLeaves(t *testing.T) {
 	for name, c := range map[string]struct {
