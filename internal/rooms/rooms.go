@@ -92,14 +92,14 @@ var graph = map[string][]string{
 	"test/docs":                    {},
 	"test/mutants":                 {},
 	"test/qemu/image":              {},
-	"test/qemu":                    {"internal/agent", "internal/lab", "internal/swtpm", "pkg/audit", "pkg/lifecycle", "pkg/store",
+	"test/qemu": {"internal/agent", "internal/lab", "internal/swtpm", "pkg/audit", "pkg/lifecycle", "pkg/store",
 		"test/qemu/image", "test/qemu/machine", "test/qemu/writelog"},
-	"test/qemu/initrd":             {"golang.org/x/sys"},
-	"test/qemu/machine":            {"internal/swtpm"},
-	"test/qemu/writelog":           {},
-	"test/sbom":                    {},
-	"test/units":                   {},
-	"test/vuln":                    {},
+	"test/qemu/initrd":   {"golang.org/x/sys"},
+	"test/qemu/machine":  {"internal/swtpm"},
+	"test/qemu/writelog": {},
+	"test/sbom":          {},
+	"test/units":         {},
+	"test/vuln":          {},
 }
 
 // testsMay is what the tests of any room may import besides what the room may:
