@@ -22,7 +22,7 @@ import (
 )
 
 // patience is how long a test waits for something that happens on this machine.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // A mosquitto is Debian's broker on a port of its own. It demands certificates and
 // takes their common names for user name and client id, as a fleet's should.
