@@ -27,6 +27,7 @@ DEBARCHES ?= amd64 arm64 armhf riscv64
 
 FUZZTIME ?= 10s
 KILLS    ?= 2000
+CUTS     ?= 60
 # Mutants: how many (0 is all), and by what they are chosen: each commit tries others.
 SAMPLE   ?= 0
 SEED     ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo $(SOURCE_DATE_EPOCH))
@@ -118,8 +119,8 @@ fuzz: ## every fuzz target for FUZZTIME
 	@FUZZTIME=$(FUZZTIME) test/fuzz.sh
 
 .PHONY: soak
-soak: setup build ## an hour or more: long fuzzing, repeated races, KILLS kills
-	@FUZZTIME=5m test/run.sh racesoak killsoak fuzz
+soak: setup build ## hours: long fuzzing, repeated races, KILLS kills, CUTS power cuts
+	@FUZZTIME=5m test/run.sh racesoak killsoak powersoak fuzz
 
 .PHONY: clean
 clean: ## remove what the targets above made here
@@ -127,7 +128,7 @@ clean: ## remove what the targets above made here
 
 # The steps of `test`, `check` and `soak`.
 
-.PHONY: fmt vet lint race tpm rooms e2e qemu racesoak killsoak
+.PHONY: fmt vet lint race tpm rooms e2e qemu racesoak killsoak powersoak
 fmt:
 	@files=$$(gofmt -l .); \
 	test -z "$$files" || { echo "gofmt would change:"; echo "$$files"; exit 1; } >&2
@@ -151,3 +152,5 @@ racesoak:
 	@go test -race -count=20 -timeout 1h $(LIBRARY)
 killsoak:
 	@KILLS=$(KILLS) go test -count=1 -timeout 2h $(PROGRAMS)
+powersoak: build
+	@CUTS=$(CUTS) LOSSES=500 go test -tags soak -count=1 -timeout 2h -v -run 'TestPowerCuts|TestEveryWriteOfAFirstBoot' ./test/qemu
