@@ -153,4 +153,4 @@ racesoak:
 killsoak:
 	@KILLS=$(KILLS) go test -count=1 -timeout 2h $(PROGRAMS)
 powersoak: build
-	@CUTS=$(CUTS) LOSSES=500 go test -tags soak -count=1 -timeout 2h -v -run 'TestPowerCuts|TestEveryWriteOfAFirstBoot' ./test/qemu
+	@CUTS=$(CUTS) LOSSES=500 go test -tags soak -count=1 -timeout 2h -v -run 'TestInService|TestPowerCuts|TestEveryWriteOfAFirstBoot' ./test/qemu
