@@ -19,10 +19,8 @@ GO_BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -bui
 
 # What `make install` installs as the device binary.
 AGENT ?= bin/birthmark
-# Debian's spelling of VERSION: what has a tag sorts before what follows it, and what
-# has none by its time, before everything that has.
-DEBVERSION = $(or $(shell git describe --tags --dirty=+dirty 2>/dev/null | sed -nE 's/^v([0-9][0-9.]*)(-([0-9]+)-(g[0-9a-f]+))?(\+dirty)?$$/\1\2\5/; s/-/+/p; t; p'),\
-	0~git$(shell date -u -d @$(SOURCE_DATE_EPOCH) +%Y%m%d.%H%M%S).$(shell git describe --always --dirty=+dirty 2>/dev/null || echo unknown))
+# Debian's spelling of VERSION.
+DEBVERSION = $(shell packaging/deb/version.sh '$(VERSION)' $(SOURCE_DATE_EPOCH))
 DEBARCHES ?= amd64 arm64 armhf riscv64
 
 FUZZTIME ?= 10s

@@ -59,6 +59,35 @@ func TestLintianHasNothingToSay(t *testing.T) {
 	}
 }
 
+// TestVersionsSortAsCommitsDo: each of these is newer than the one above.
+func TestVersionsSortAsCommitsDo(t *testing.T) {
+	last := "0~"
+	for _, commit := range []struct{ describe, epoch string }{
+		{"unknown", "1577836800"}, // an archive without git
+		{"fffffff", "1577836801"}, // no release yet: the time decides
+		{"0000000", "1577836802"},
+		{"0000000-dirty", "1577836802"},
+		{"v0.9.0-rc1", "1577836803"},
+		{"v0.9.0-rc1-2-g1a2b3c4", "1577836804"},
+		{"v0.9.0-rc2", "1577836805"},
+		{"v0.9.0", "1577836806"},
+		{"v0.9.0-dirty", "1577836806"},
+		{"v0.9.0-9-gfffffff", "1577836807"},
+		{"v0.9.0-10-g0000000", "1577836808"},
+		{"v0.10.0", "1577836809"},
+	} {
+		version := strings.TrimSpace(must(t, "../../packaging/deb/version.sh", commit.describe, commit.epoch))
+		must(t, "dpkg", "--validate-version", version)
+		if strings.Contains(version, "-") {
+			t.Errorf("%s is %s: the hyphen starts a Debian revision", commit.describe, version)
+		}
+		if _, err := run(t, "dpkg", "--compare-versions", version, "gt", last); err != nil {
+			t.Errorf("%s is %s, which is not newer than %s", commit.describe, version, last)
+		}
+		last = version
+	}
+}
+
 // extracted is the package, unpacked but not installed.
 func extracted(t *testing.T) string {
 	t.Helper()
