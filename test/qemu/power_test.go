@@ -30,12 +30,12 @@ type moment struct {
 	later time.Duration // at most
 }
 
-// moments are those of one device's life. A start takes some 20 s, an enrolment 1 s, and
-// what is written between a request and the next one a tenth of that.
+// moments are those of one device's life. A start takes some 20 s, what follows a request
+// until the next one some tenths of a second, more on a machine that does much else.
 var moments = []moment{
 	{"in the first start", (*victim).started, 12 * time.Second},
-	{"when it asks the maker", func(v *victim) bool { return v.asked(lab.Maker) }, 400 * time.Millisecond},
-	{"when it asks the owner", func(v *victim) bool { return v.asked(lab.Owner) }, 400 * time.Millisecond},
+	{"when it asks the maker", func(v *victim) bool { return v.asked(lab.Maker) }, time.Second},
+	{"when it asks the owner", func(v *victim) bool { return v.asked(lab.Owner) }, time.Second},
 	{"in service", (*victim).spoke, 3 * time.Second},
 	{"in a later start", (*victim).started, 12 * time.Second},
 	{"in service again", (*victim).spoke, 3 * time.Second},
