@@ -148,7 +148,7 @@ qemu: build
 	@go test -count=1 -timeout 40m -v -p 1 ./test/qemu/...
 racesoak:
 	@go test -race -count=20 -timeout 1h $(LIBRARY)
-killsoak:
+killsoak: build deb
 	@KILLS=$(KILLS) go test -count=1 -timeout 2h $(PROGRAMS)
 powersoak: build
 	@CUTS=$(CUTS) LOSSES=500 go test -tags soak -count=1 -timeout 2h -v -run 'TestInService|TestPowerCuts|TestEveryWriteOfAFirstBoot' ./test/qemu
