@@ -40,7 +40,9 @@ func TestSecureBoot(t *testing.T) {
 }
 
 // TestDamageFallsBack: a release whose root file system is not what was signed is not
-// run, wherever the damage is; the device comes up in the other slot, by itself.
+// run, wherever the damage is; the device comes up in the other slot, by itself. What
+// runs can be told by the TPM: the same release measures the same, another one does not,
+// and the keys of Secure Boot do in both, so that what is sealed to them outlives updates.
 func TestDamageFallsBack(t *testing.T) {
 	next, err := build(t.Context(), t.TempDir(), "2.0.0")
 	if err != nil {
@@ -52,6 +54,7 @@ func TestDamageFallsBack(t *testing.T) {
 	}
 	wrong := next.Verity
 	wrong.Root[0] ^= 1
+	measured := map[string]registers{} // by the release that ran
 	for _, c := range []struct {
 		name string
 		root image.Verity // that the release says
@@ -85,8 +88,39 @@ func TestDamageFallsBack(t *testing.T) {
 			if got := d.do(". /usr/lib/os-release && echo $IMAGE_VERSION"); got != c.want {
 				t.Errorf("with %s damaged: %s is running, want %s", c.name, got, c.want)
 			}
+			now := d.registers()
+			if before, ok := measured[c.want]; ok && now != before {
+				t.Errorf("with %s damaged: %s measures %+v, and measured %+v before", c.name, c.want, now, before)
+			}
+			measured[c.want] = now
 		})
 	}
+	if one, two := measured["1.0.0"], measured["2.0.0"]; len(measured) == 2 &&
+		(one.keys != two.keys || one.programs == two.programs || one.release == two.release) {
+		t.Errorf("1.0.0 measures %+v, 2.0.0 %+v; want the same keys, other programs and another release", one, two)
+	}
+}
+
+// Registers are those of the TPM (PCRs) that tell what was started: 7 by which keys, 4
+// which programs of the firmware's, 11 which parts of a release (UAPI group, "Linux TPM
+// PCR Registry").
+type registers struct{ keys, programs, release string }
+
+func (d device) registers() registers {
+	d.Helper()
+	// systemd-pcrphase extends 11 at the start and again when the system is up, be it
+	// with or without a unit that failed.
+	d.within(bootPatience, "systemctl is-system-running --wait || true")
+	read := strings.Fields(d.do("cd /sys/class/tpm/tpm0/pcr-sha256 && cat 7 4 11"))
+	if len(read) != 3 {
+		d.Fatalf("the TPM has the registers %q, want 3", read)
+	}
+	for _, register := range read {
+		if strings.Trim(register, "0") == "" {
+			d.Fatalf("nothing was measured into one of %q", read)
+		}
+	}
+	return registers{read[0], read[1], read[2]}
 }
 
 // TestDamageAlone: where there is no other slot, a damaged release does not come up at

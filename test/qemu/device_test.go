@@ -17,7 +17,7 @@ import (
 
 // How long a test waits, four times of what is usual on a quiet machine without KVM.
 const (
-	bootPatience = 2 * time.Minute  // from power on to the control channel: 25 s
+	bootPatience = 4 * time.Minute  // from power on to the control channel: 25 s, or 60 s where another slot has to be tried
 	patience     = 1 * time.Minute  // for what takes seconds
 	lookPatience = 20 * time.Second // at the wreck of a failed test
 )
