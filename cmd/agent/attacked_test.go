@@ -323,13 +323,18 @@ func doorAttacks() []hostile {
 // knock waits for a door to be there, and then does there what h does.
 func (v *victim) knock(door string, h hostile) {
 	var c net.Conn
-	err := errors.New("not tried")
-	for start := time.Now(); err != nil && time.Since(start) < patience; time.Sleep(10 * time.Millisecond) {
-		c, err = net.Dial("unix", filepath.Join(v.dir, "run", door))
-	}
-	if err != nil {
-		v.Error(err)
-		return
+	var err error
+	late := time.After(patience)
+	for {
+		if c, err = net.Dial("unix", filepath.Join(v.dir, "run", door)); err == nil {
+			break
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-late:
+			v.Error(err)
+			return
+		}
 	}
 	defer c.Close()
 	_ = h.answer(c)               // the agent may hang up, and is expected to
