@@ -65,9 +65,8 @@ install: ## the device's files into DESTDIR, such as an image's root; after `mak
 
 .PHONY: deb
 deb: ## bin/*.deb: the device's package for amd64, arm64, armhf; a tarball for riscv64
-	@rm -f bin/birthmark_*
 	@for arch in $(DEBARCHES); do case $$arch in armhf) goarch=arm;; *) goarch=$$arch;; esac; \
-		echo "deb: $$arch"; mkdir -p out/$$arch; \
+		echo "deb: $$arch"; mkdir -p out/$$arch; rm -f bin/birthmark_*_$$arch.*; \
 		GOARM=7 GOARCH=$$goarch $(GO_BUILD) -o out/$$arch/birthmark ./cmd/agent; \
 		packaging/deb/build.sh $$arch '$(DEBVERSION)' $(SOURCE_DATE_EPOCH) bin out/$$arch/birthmark; done
 
@@ -75,12 +74,15 @@ deb: ## bin/*.deb: the device's package for amd64, arm64, armhf; a tarball for r
 demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itself
 	@bin/birthmark-lab demo $(if $(ONESHOT),--oneshot --json demo.json)
 
+# A device is built from the package of this very tree, not from one that lies there.
+image vm qemu powersoak: DEBARCHES = amd64
+
 .PHONY: image
-image: setup build ## a device's disk in out/image: Secure Boot, verified root, Birthmark; as root
+image: setup build deb ## a device's disk in out/image: Secure Boot, verified root, Birthmark; as root
 	@go run ./test/qemu image
 
 .PHONY: vm
-vm: setup build ## boots that device against a lab, and gives you a root shell in it; as root
+vm: setup build deb ## boots that device against a lab, and gives you a root shell in it; as root
 	@go run ./test/qemu vm
 
 .PHONY: test
@@ -130,10 +132,12 @@ clean: ## remove what the targets above made here
 fmt:
 	@files=$$(gofmt -l .); \
 	test -z "$$files" || { echo "gofmt would change:"; echo "$$files"; exit 1; } >&2
-vet:
+vet: # and what only make deb and make soak build
 	@go vet ./...
+	@go vet -tags pages,soak ./cmd/agent ./test/qemu
 lint:
 	@go tool staticcheck ./...
+	@go tool staticcheck -tags pages,soak ./cmd/agent ./test/qemu
 race:
 	@go test -race -timeout 20m $(LIBRARY)
 tpm: # what takes too long with the race detector; and another TPM, in C, built in half a minute
@@ -144,11 +148,11 @@ rooms: # and what documents say; go list runs outside of what the test cache see
 	@go test -count=1 ./internal/rooms ./test/docs ./test/mutants
 e2e:
 	@go test -count=1 -timeout 20m $(PROGRAMS)
-qemu: build
+qemu: build deb
 	@go test -count=1 -timeout 40m -v -p 1 ./test/qemu/...
 racesoak:
 	@go test -race -count=20 -timeout 1h $(LIBRARY)
 killsoak: build deb
 	@KILLS=$(KILLS) go test -count=1 -timeout 2h $(PROGRAMS)
-powersoak: build
-	@CUTS=$(CUTS) LOSSES=500 go test -tags soak -count=1 -timeout 2h -v -run 'TestInService|TestPowerCuts|TestEveryWriteOfAFirstBoot' ./test/qemu
+powersoak: build deb
+	@CUTS=$(CUTS) LOSSES=500 go test -tags soak -count=1 -timeout 2h -v -run 'TestPowerCuts|TestEveryWriteOfAFirstBoot' ./test/qemu

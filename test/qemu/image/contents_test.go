@@ -164,16 +164,12 @@ func laid(t *testing.T, folder string) map[string]bool {
 // birthmark is what our package lays.
 func birthmark(t *testing.T) map[string]bool {
 	t.Helper()
-	top, err := Top()
+	deb, err := Package()
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	cmd := exec.CommandContext(t.Context(), "make", "-s", "-C", top, "install", "DESTDIR="+dir)
-	if debs, _ := filepath.Glob(filepath.Join(top, "bin", "birthmark_*_amd64.deb")); len(debs) == 1 {
-		cmd = exec.CommandContext(t.Context(), "dpkg-deb", "--extract", debs[0], dir)
-	}
-	if out, err := cmd.CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "dpkg-deb", "--extract", deb, dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	all := map[string]bool{}

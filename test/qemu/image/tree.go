@@ -102,41 +102,36 @@ func makeTree(ctx context.Context, dir, rootfs, kernel string, o Options) error 
 	return t.settle(o.Version)
 }
 
-// install installs the package that `make deb` built, or what `make install` does
-// where there is none.
+// install installs the package that `make deb` built.
 func (t tree) install(ctx context.Context) error {
+	deb, err := Package()
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(deb)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(t.dir, "tmp", "birthmark.deb"), text, 0o644); err != nil {
+		return err
+	}
+	return t.chroot(ctx, "dpkg", "--install", "/tmp/birthmark.deb")
+}
+
+// Package is the path of Birthmark's package for the machine, which `make deb` builds.
+func Package() (string, error) {
 	top, err := Top()
 	if err != nil {
-		return err
+		return "", err
 	}
 	debs, err := filepath.Glob(filepath.Join(top, "bin", "birthmark_*_amd64.deb"))
-	switch {
-	case err != nil:
-		return err
-	case len(debs) > 1:
-		return fmt.Errorf("there are %d packages in bin, want one: make clean deb", len(debs))
-	case len(debs) == 1:
-		text, err := os.ReadFile(debs[0])
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(t.dir, "tmp", "birthmark.deb"), text, 0o644); err != nil {
-			return err
-		}
-		return t.chroot(ctx, "dpkg", "--install", "/tmp/birthmark.deb")
+	if err == nil && len(debs) != 1 {
+		err = fmt.Errorf("there are %d packages for amd64 in bin, want 1: run make deb", len(debs))
 	}
-	if err := run(ctx, "make", "-s", "-C", top, "install", "DESTDIR="+t.dir); err != nil {
-		return err
-	}
-	units, err := filepath.Glob(filepath.Join(t.dir, "usr", "lib", "systemd", "system", "birthmark-*"))
 	if err != nil {
-		return err
+		return "", err
 	}
-	enable := []string{"systemctl", "--quiet", "preset"}
-	for _, unit := range units {
-		enable = append(enable, filepath.Base(unit))
-	}
-	return errors.Join(t.chroot(ctx, "systemd-sysusers"), t.chroot(ctx, enable...))
+	return debs[0], nil
 }
 
 // chroot runs a program of the tree in it.
