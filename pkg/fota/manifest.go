@@ -1,0 +1,41 @@
+package fota
+
+// A Manifest is what the maker signed about a release: RAUC's manifest, as far as a
+// device may act on it. Package bundle reads it; a [Policy] decides about it.
+type Manifest struct {
+	Compatible  string // which devices it is for
+	Version     Version
+	Description string // for people; never empty by rule
+	Build       string
+	Format      Format
+	Verity      Verity // of FormatVerity; zero otherwise
+	Images      []Image
+}
+
+// A Format is how the bytes of a bundle hang on its signature.
+type Format string
+
+const (
+	// FormatVerity signs the root of a hash tree over the payload: every block can be
+	// verified when it is read.
+	FormatVerity Format = "verity"
+	// FormatPlain signs the payload as a whole: all of it has to be read before any
+	// byte may be believed.
+	FormatPlain Format = "plain"
+)
+
+// Verity is the hash tree of a payload: dm-verity's, version 1, of SHA-256 over blocks of
+// 4096 bytes, the salt before each block.
+type Verity struct {
+	Root [32]byte
+	Salt [32]byte
+	Size int64 // bytes of the tree, a multiple of 4096
+}
+
+// An Image is a file in the payload and the kind of slot that it is made for.
+type Image struct {
+	Slot   string // "rootfs", "appfs": a class, of which a device has two or more
+	File   string // its name; it lies in the root of the payload
+	Size   int64  // bytes
+	SHA256 [32]byte
+}
