@@ -40,6 +40,7 @@ var graph = map[string][]string{
 	"pkg/csr":             {"pkg/cms"},
 	"pkg/enroll":          {"pkg/cms", "pkg/clock"},
 	"pkg/fota":            {},
+	"pkg/fota/source":     {},
 	"pkg/rot":             {},
 	"pkg/rot/rottest":     {"pkg/rot"},
 	"pkg/rot/soft":        {"pkg/rot"},
