@@ -1,18 +1,42 @@
 // Package cms reads Cryptographic Message Syntax (RFC 5652), and guards the door
 // through which other people's ASN.1 comes in.
 //
+// # Signatures
+//
+// [ReadSigned] reads a message that somebody signed, such as the signature of a
+// firmware bundle, and [Trust.Verify] says whether he may:
+//
+//	anchor -(issues)-> pinned CA -(issues)-> signer -(signs)-> digest of the content
+//
+// These are two steps, since "it is damaged" and "it is of a stranger" are two
+// answers; only both together mean anything. The first takes DER, all of it, at most
+// [SignedLimit]; one signer, named by issuer and serial number; signed attributes,
+// with contentType and messageDigest; RSA of 2048 to 8192 bits (PKCS #1 v1.5 or
+// RSASSA-PSS) or ECDSA (P-256, P-384, P-521) with SHA-256, 384 or 512. What
+// `rauc bundle` and `openssl cms -sign -binary` make is like that. What they never make
+// is refused rather than understood: key identifiers, attributes that are not signed,
+// embedded CRLs, other content than id-data. The second wants a certificate for
+// exactly this purpose, from an issuing CA that is pinned, and a CRL for every link.
+//
+// Of DER, what [CheckDER] says is enforced, and the order of the signed attributes; the
+// order of the certificates, which nothing depends on, is not.
+//
+// # Certificates
+//
 // [Certificates] reads a certs-only message: the degenerate SignedData in which an
 // EST server sends certificates (RFC 7030, 4.1.3 and 4.2.3). It promises nothing
 // about them but that they are well formed: they are signed by nobody here, in no
 // order, and whoever wants to believe one builds a chain.
 //
-// [CheckDER] is for everybody else: what has passed it may be given to
-// encoding/asn1, or to any recursive reader, without fear for the stack.
-//
-// Messages come as DER, or as BER, which some CAs send: indefinite lengths, lengths
+// They come as DER, or as BER, which some CAs send: indefinite lengths, lengths
 // longer than need be, strings in segments. There is one reader for both: the
 // message is first rewritten as DER. A certificate is signed as DER (X.509, 6.2), so
 // its signature holds after that, if it ever did.
+//
+// # Limits
+//
+// [CheckDER] is for everybody else: what has passed it may be given to
+// encoding/asn1, or to any recursive reader, without fear for the stack.
 //
 // Time and memory are linear in the size of the message, which is limited to
 // [SizeLimit], as is the number of elements in it; they nest [DepthLimit] deep and
