@@ -40,6 +40,7 @@ var graph = map[string][]string{
 	"pkg/csr":             {"pkg/cms"},
 	"pkg/enroll":          {"pkg/cms", "pkg/clock"},
 	"pkg/fota":            {},
+	"pkg/fota/bundle":     {"pkg/cms", "pkg/fota"},
 	"pkg/fota/source":     {},
 	"pkg/rot":             {},
 	"pkg/rot/rottest":     {"pkg/rot"},
@@ -86,6 +87,7 @@ var graph = map[string][]string{
 	"internal/crashdisk":           {},
 	"internal/metrics/metricstest": {},
 	"internal/promises":            {},
+	"pkg/fota/bundle/bundletest":   {},
 	"internal/rooms":               {},
 	"test/e2e":                     {"internal/agent", "pkg/lifecycle", "pkg/store"},
 	"test/bench":                   {"internal/lab", "internal/swtpm"},
@@ -109,6 +111,7 @@ var testsMay = []string{
 	"internal/agent/agenttest", "internal/swtpm", "internal/swtpm/swtpmtest", "pkg/rot/soft",
 	"internal/lab", "internal/lab/broker", "internal/lab/ca", "internal/lab/est",
 	"pkg/rot/rottest",              // what every root of trust promises
+	"pkg/fota/bundle/bundletest",   // bundles, good and bad
 	"internal/metrics/metricstest", // what Prometheus reads
 	"internal/crashdisk",           // what a power cut leaves
 	"internal/cli/clitest",         // commands of script tests
