@@ -38,6 +38,21 @@ func TestInstaller(t *testing.T) {
 	}
 }
 
+// TestMisnamed holds that what one module imports by mistake excuses nobody else.
+func TestMisnamed(t *testing.T) {
+	pkgs := []Package{{ImportPath: "os/exec"}, {ImportPath: misnamed, Imports: []string{"os/exec"}}}
+	unwelcome := func() bool {
+		return slices.Contains(Device(pkgs), "the device binary links os/exec: the device never starts a shell")
+	}
+	if unwelcome() {
+		t.Errorf("os/exec is unwelcome, though only %s imports it", misnamed)
+	}
+	pkgs = append(pkgs, Package{ImportPath: module + device, Imports: []string{"os/exec"}})
+	if !unwelcome() {
+		t.Errorf("os/exec is welcome everywhere, since %s imports it", misnamed)
+	}
+}
+
 // TestBudget holds that budget counts: what we import ourselves, and what comes
 // with it.
 func TestBudget(t *testing.T) {

@@ -21,6 +21,12 @@
 // Of DER, what [CheckDER] says is enforced, and the order of the signed attributes; the
 // order of the certificates, which nothing depends on, is not.
 //
+// Two readers that understand one message in two ways have been the root of many a
+// forgery. So a second one, go.mozilla.org/pkcs7, takes apart what CheckDER let through
+// and has to find the same signer, content, certificates, digest and signature. That is
+// why this room, which stands on the standard library otherwise, imports it. Its verdict
+// is not asked: it accepts much that is refused here.
+//
 // # Certificates
 //
 // [Certificates] reads a certs-only message: the degenerate SignedData in which an

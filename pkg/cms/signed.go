@@ -24,7 +24,7 @@ const (
 //	size trailing der structure version type crls     the message as a whole
 //	certificates key                                  what it carries
 //	signers sid signer unsigned                       who signed, by its own account
-//	algorithm attributes                    how
+//	algorithm attributes ambiguous                    how
 //	signature digest                                  it is not true
 //
 // and [Trust.Verify]
@@ -95,6 +95,9 @@ func ReadSigned(der []byte) (*Signed, error) {
 		return nil, err
 	}
 	if s.Signer, err = info.find(s.Certificates); err != nil {
+		return nil, err
+	}
+	if err := agree(der, s, info); err != nil {
 		return nil, err
 	}
 	if err := info.verify(s.Signer.PublicKey); err != nil {
