@@ -163,10 +163,13 @@ var unwelcome = []struct{ prefix, why string }{
 	{"runtime/cgo", "the binary is static"},
 }
 
-// misnamed has a file that is a test but for its name, verify_test_dsa.go: what it
-// imports, only on paper is part of the binary. Of all that the linker keeps one table of
-// package testing, and nothing of os/exec.
-const misnamed = "go.mozilla.org/pkcs7"
+// excused is what is unwelcome, and linked by one package only by mistake. One file of
+// pkcs7 is a test but for its name, verify_test_dsa.go: of what it imports the linker
+// keeps one table of package testing, and nothing of os/exec.
+var excused = map[string]string{
+	"os/exec": "go.mozilla.org/pkcs7",
+	"testing": "go.mozilla.org/pkcs7",
+}
 
 // A Package is what `go list -json` says about one, as far as it is needed here.
 type Package struct {
@@ -223,7 +226,7 @@ func Device(pkgs []Package) []string {
 	faults := budget(pkgs)
 	for _, p := range pkgs {
 		for _, bad := range unwelcome {
-			if within(p.ImportPath, bad.prefix) && !onlyMisnamed(pkgs, p.ImportPath) {
+			if within(p.ImportPath, bad.prefix) && !isExcused(pkgs, p.ImportPath) {
 				faults = append(faults, fmt.Sprintf("the device binary links %s: %s", p.ImportPath, bad.why))
 			}
 		}
@@ -234,18 +237,14 @@ func Device(pkgs []Package) []string {
 	return faults
 }
 
-// onlyMisnamed reports whether nobody among pkgs imports a package but [misnamed].
-func onlyMisnamed(pkgs []Package, path string) bool {
-	imported := false
+// isExcused reports whether nobody among pkgs imports a package but who is [excused].
+func isExcused(pkgs []Package, path string) bool {
 	for _, p := range pkgs {
-		if slices.Contains(p.Imports, path) {
-			if p.ImportPath != misnamed {
-				return false
-			}
-			imported = true
+		if p.ImportPath != excused[path] && slices.Contains(p.Imports, path) {
+			return false
 		}
 	}
-	return imported
+	return excused[path] != ""
 }
 
 // networks is what speaks to more than the machine itself. The standard library's net
