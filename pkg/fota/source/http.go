@@ -19,7 +19,7 @@ type Options struct {
 	// TLS verifies the server and holds the certificate of the device. Every loss may
 	// cost a handshake: with a key in a TPM, a ClientSessionCache saves its signature.
 	TLS *tls.Config
-	// BytesPerSecond bounds what is read of the server's answers; 0 does not.
+	// BytesPerSecond bounds what is read of the server's answers; 0 is no bound.
 	BytesPerSecond int64
 	// Dial connects; nil is a [net.Dialer].
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
@@ -61,7 +61,7 @@ func Resume(ctx context.Context, pin Pin, opts Options) (*Remote, error) {
 
 func open(ctx context.Context, pin Pin, opts Options) (*Remote, error) {
 	u, err := url.Parse(pin.URL)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || opts.BytesPerSecond < 0 {
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil {
 		// Not the address itself: it may hold what opens the door.
 		return nil, errors.New("cannot open the address: it has to be https://HOST/PATH, without a password")
 	}
@@ -72,7 +72,7 @@ func open(ctx context.Context, pin Pin, opts Options) (*Remote, error) {
 	defer r.mu.Unlock()
 	if err := r.begin(); err != nil {
 		r.closeLocked()
-		return nil, err
+		return nil, fmt.Errorf("cannot open the file at %s: %w", u.Host, err)
 	}
 	return r, nil
 }
@@ -85,7 +85,7 @@ func (r *Remote) Pin() Pin { return r.pin }
 
 // Counters tell what a source has cost so far.
 type Counters struct {
-	Fetched  int64 // bytes of files, without headers
+	Fetched  int64 // bytes of the file, again if they came again; not what was under way when we hung up
 	Requests int64 // redirects count, too
 	Retries  int64
 }

@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"io"
 	"net/http"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 )
@@ -89,39 +91,93 @@ func TestABundleIsReadInOneRequestPerMiB(t *testing.T) {
 		if c.Requests > 64 {
 			t.Errorf("got %d requests, want 64 at the most", c.Requests)
 		}
-		t.Logf("%+v", c)
 	})
 }
 
-func TestReadAtKeepsItsContract(t *testing.T) {
+// The long answer is kept during a look elsewhere, and given up for another long one.
+func TestAnAnswerIsHungUpOnWhenTheReaderIsElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		data := random(200_000)
-		_, opts := serve(t, file(data))
+		data := random(64 << 20)
+		good := file(data)
+		var open atomic.Int64
+		_, opts := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			open.Add(1)
+			defer open.Add(-1)
+			good(w, r)
+		})
 		r := mustOpen(t, opts)
-		for _, tc := range []struct {
-			off, n int64
-			want   int64
-			err    error
-		}{
-			{0, 200_000, 200_000, nil},
-			{0, 0, 0, nil},
-			{199_999, 1, 1, nil},
-			{199_999, 2, 1, io.EOF},
-			{200_000, 1, 0, io.EOF},
-			{1 << 62, 1, 0, io.EOF},
-			{1<<63 - 1, 10, 0, io.EOF},
-		} {
-			p := make([]byte, tc.n)
-			n, err := r.ReadAt(p, tc.off)
-			if int64(n) != tc.want || err != tc.err {
-				t.Errorf("%d bytes at %d: got %d and %v, want %d and %v", tc.n, tc.off, n, err, tc.want, tc.err)
+		read := func(off, n int64) {
+			t.Helper()
+			p := make([]byte, n)
+			if _, err := r.ReadAt(p, off); err != nil || !bytes.Equal(p, data[off:off+n]) {
+				t.Fatalf("got error %v or other bytes at %d", err, off)
 			}
-			if n > 0 && !bytes.Equal(p[:n], data[tc.off:tc.off+int64(n)]) {
-				t.Errorf("%d bytes at %d are other bytes", tc.n, tc.off)
+			synctest.Wait()
+		}
+		for _, step := range []struct {
+			what   string
+			off, n int64
+			open   int64 // answers that the server is still sending then
+		}{
+			{"8 MiB in a row", 0, 8 << 20, 1},
+			{"a look elsewhere", 40 << 20, 4096, 1},
+			{"on in the row", 8 << 20, 1 << 20, 1},
+			{"8 MiB in another row", 32 << 20, 8 << 20, 1},
+			{"a look at a second place", 10 << 20, 4096, 1},
+			{"and at a third", 12 << 20, 4096, 1},
+			{"and at a fourth", 14 << 20, 4096, 1},
+			{"and at a fifth", 16 << 20, 4096, 0},
+		} {
+			read(step.off, step.n)
+			if n := open.Load(); n != step.open {
+				t.Errorf("after %s: got %d answers under way, want %d", step.what, n, step.open)
 			}
 		}
-		if _, err := r.ReadAt(make([]byte, 1), -1); err == nil {
-			t.Error("got no error before the beginning")
+		if limit := int64(20 << 20); r.Counters().Fetched > limit {
+			t.Errorf("got %d bytes fetched, want %d at the most", r.Counters().Fetched, limit)
+		}
+	})
+}
+
+func TestManyReadAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, opts := serve(t, file(released))
+		r := mustOpen(t, opts)
+		var all sync.WaitGroup
+		for i := range 8 {
+			all.Go(func() {
+				p := make([]byte, 100_000)
+				for off := int64(i) * 1000; off+int64(len(p)) < r.Size(); off += 250_000 {
+					if _, err := r.ReadAt(p, off); err != nil || !bytes.Equal(p, released[off:off+int64(len(p))]) {
+						t.Errorf("got error %v or other bytes at %d", err, off)
+					}
+					r.Counters()
+				}
+			})
+		}
+		all.Wait()
+	})
+}
+
+// What stays in memory does not grow with the size of the file.
+func TestMemoryIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, opts := serve(t, file(random(32<<20)))
+		r := mustOpen(t, opts)
+		p := make([]byte, 2<<20)
+		for off := int64(0); off < r.Size(); off += 3 << 20 {
+			for _, at := range []int64{off, (off + 8<<20) % r.Size(), (off + 16<<20) % r.Size(), (off + 24<<20) % r.Size()} {
+				if _, err := r.ReadAt(p, at); err != nil && err != io.EOF {
+					t.Fatal(err)
+				}
+			}
+		}
+		held := 0
+		for _, s := range r.spans {
+			held += cap(s.buf)
+		}
+		if most := spanCount * (spanMost + spanTail) * 3 / 2; held > most || len(r.spans) > spanCount {
+			t.Errorf("got %d KiB in %d spans, want %d KiB in %d at the most", held>>10, len(r.spans), most>>10, spanCount)
 		}
 	})
 }

@@ -17,6 +17,7 @@ const (
 	piece         = 16 << 10         // bytes
 	redirectLimit = 3
 	headerLimit   = 16 << 10 // bytes of an answer's header
+	textLimit     = 4 << 10  // bytes of what it says to people
 )
 
 var errStalled = fmt.Errorf("no progress within %v", stallTime)
@@ -37,7 +38,9 @@ func (r *Remote) ask(first, last int64) (*body, error) {
 	b.stall = time.AfterFunc(stallTime, func() { b.cancel(errStalled) })
 	var err error
 	if b.resp, err = r.follow(b.ctx, first, last); err == nil {
-		b.left, err = r.check(b.resp, first, last)
+		if b.left, err = r.check(b.resp, first, last); b.resp.StatusCode >= 300 {
+			discard(b.resp)
+		}
 	} else if context.Cause(b.ctx) != nil {
 		err = &UnavailableError{Err: context.Cause(b.ctx)}
 	}
@@ -100,7 +103,7 @@ func (r *Remote) follow(ctx context.Context, first, last int64) (*http.Response,
 		default:
 			return resp, nil
 		}
-		resp.Body.Close()
+		discard(resp)
 		location := resp.Header.Get("Location")
 		next, err := u.Parse(location)
 		switch {
@@ -113,6 +116,13 @@ func (r *Remote) follow(ctx context.Context, first, last int64) (*http.Response,
 		}
 		u = next
 	}
+}
+
+// discard reads the text of an answer that brings nothing, if it is short: then the
+// connection can be used again, and no key has to sign for the next one.
+func discard(resp *http.Response) {
+	io.CopyN(io.Discard, resp.Body, textLimit)
+	resp.Body.Close()
 }
 
 func portOf(u *url.URL) string {
@@ -157,7 +167,7 @@ func (r *Remote) newTransport(opts *Options) *http.Transport {
 		TLSHandshakeTimeout:    stallTime,
 		// The transport goes on connecting after a request was given up.
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, stallTime)
+			ctx, cancel := context.WithTimeoutCause(ctx, stallTime, errStalled)
 			defer cancel()
 			defer context.AfterFunc(r.ctx, cancel)()
 			c, err := dial(ctx, network, address)

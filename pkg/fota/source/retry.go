@@ -40,13 +40,13 @@ func sleep(ctx context.Context, d time.Duration) error {
 // An allowance is a token bucket that holds a second's worth: rate bytes may come in
 // every second, and what was left over of the last second may be made good.
 type allowance struct {
-	rate int64     // bytes per second; 0: no limit
+	rate int64     // bytes per second; not positive: no bound
 	paid time.Time // bytes were taken up to here
 }
 
 // take waits until n bytes may come in.
 func (a *allowance) take(ctx context.Context, n int) error {
-	if a.rate == 0 {
+	if a.rate <= 0 {
 		return nil
 	}
 	now := time.Now()

@@ -15,7 +15,8 @@
 // A loss on the way is made good where it happened: by a new range, after a pause,
 // as long as something comes in between. When that is in vain for too long, the error is
 // an [*UnavailableError], and the same read may be tried again later. Every other error is
-// for good: the address, the server or the file has to become another one.
+// for good, and is remembered: the address, the server or the file has to become another
+// one. Only what ends a source itself, its context or Close, says nothing about those.
 //
 // # What a server must do
 //
