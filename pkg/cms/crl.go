@@ -86,6 +86,7 @@ func (t *Trust) word(c, issuer *x509.Certificate) (said, good time.Time, err err
 		if crl.NextUpdate.After(good) {
 			good = crl.NextUpdate
 		}
+		why = errors.New("it does not say until when it is good")
 	}
 	if good.IsZero() {
 		return said, good, refuse("crl", "no CRL speaks of the certificate of %s: %w", c.Subject, why)
@@ -106,9 +107,6 @@ func checkCRL(crl *x509.RevocationList, issuer *x509.Certificate) error {
 	}
 	if err := crl.CheckSignatureFrom(issuer); err != nil {
 		return err
-	}
-	if crl.NextUpdate.IsZero() {
-		return errors.New("it does not say when the next one comes")
 	}
 	for _, e := range crl.Extensions {
 		if e.Id.Equal(idDeltaCRL) {

@@ -4,16 +4,19 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -116,12 +119,20 @@ var keys = map[string]func() crypto.Signer{
 	"P-521":    sync.OnceValue(func() crypto.Signer { return ecKey(elliptic.P521()) }),
 }
 
-// house is a root with two issuing CAs, of which one is for firmware.
-var house = sync.OnceValue(func() (h struct{ root, firmware, other *party }) {
+func edKey() crypto.Signer {
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	must(err)
+	return key
+}
+
+// house is a root with two issuing CAs, of which one is for firmware, and one that only
+// has its name.
+var house = sync.OnceValue(func() (h struct{ root, firmware, other, namesake *party }) {
 	var none *party
 	h.root = none.issue("Root", ecKey(elliptic.P384()), nil)
 	h.firmware = h.root.issue("Firmware CA", ecKey(elliptic.P256()), nil)
 	h.other = h.root.issue("Other CA", ecKey(elliptic.P256()), nil)
+	h.namesake = none.issue("Firmware CA", ecKey(elliptic.P256()), nil)
 	return h
 })
 
@@ -189,4 +200,38 @@ func opensslSigns(tb testing.TB, content []byte, signer *party, with []*party, f
 		tb.Fatalf("openssl %s: %v\n%s", args, err, stderr.Bytes())
 	}
 	return der
+}
+
+// manyPrimes is an RSA key whose modulus is a product of small primes: quickly made,
+// however long, and worth nothing.
+type manyPrimes struct {
+	public  rsa.PublicKey
+	private *big.Int
+}
+
+func newManyPrimes(bits int) *manyPrimes {
+	const each = 256 // bits of a prime
+	one, n, phi := big.NewInt(1), big.NewInt(1), big.NewInt(1)
+	for n.BitLen() < bits {
+		p, err := rand.Prime(rand.Reader, each)
+		must(err)
+		n.Mul(n, p)
+		phi.Mul(phi, p.Sub(p, one))
+	}
+	d := new(big.Int).ModInverse(big.NewInt(65537), phi)
+	if d == nil { // one of the primes was bad luck
+		return newManyPrimes(bits)
+	}
+	return &manyPrimes{rsa.PublicKey{N: n, E: 65537}, d}
+}
+
+func (k *manyPrimes) Public() crypto.PublicKey { return &k.public }
+
+// Sign makes a signature of PKCS #1 v1.5 with SHA-256 (RFC 8017, 8.2.1 and 9.2).
+func (k *manyPrimes) Sign(_ io.Reader, digest []byte, _ crypto.SignerOpts) ([]byte, error) {
+	info := tlv(tagSequence, identifier(sha2(1), []byte{tagNull, 0}), tlv(tagOctetString, digest))
+	padding := bytes.Repeat([]byte{0xff}, k.public.Size()-len(info)-3)
+	message := slices.Concat([]byte{0, 1}, padding, []byte{0}, info)
+	s := new(big.Int).Exp(new(big.Int).SetBytes(message), k.private, k.public.N)
+	return s.FillBytes(make([]byte, k.public.Size())), nil
 }

@@ -87,7 +87,7 @@ func ReadSigned(der []byte) (*Signed, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(parts.digestAlgorithm, info.digestAlgorithm) {
+	if h, err := digestAlgorithm(parts.digestAlgorithm); err != nil || h != info.hash {
 		return nil, refuse("algorithm", "the digest algorithm of the message is not that of its signer")
 	}
 	s := &Signed{Content: parts.content, Hash: info.hash, Digest: info.digest}

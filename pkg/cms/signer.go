@@ -25,10 +25,9 @@ type signerInfo struct {
 	issuer []byte // Name, whole
 	serial []byte // contents
 
-	digestAlgorithm []byte // contents of an AlgorithmIdentifier
-	hash            crypto.Hash
-	attributes      []byte // as they are signed
-	digest          []byte // messageDigest among them
+	hash       crypto.Hash
+	attributes []byte // as they are signed
+	digest     []byte // messageDigest among them
 
 	signatureAlgorithm []byte // contents of an AlgorithmIdentifier
 	signature          []byte
@@ -63,7 +62,7 @@ func readSignerInfo(b []byte) (*signerInfo, error) {
 	s.issuer = name[:len(name)-len(sid)]
 	s.serial = r.open(&sid, tagInteger, "serialNumber")
 	r.end(sid, "sid")
-	s.digestAlgorithm = r.open(&b, tagSequence, "digestAlgorithm")
+	hash := r.open(&b, tagSequence, "digestAlgorithm")
 	// Without attributes a signature is over the content itself, and one over
 	// attributes could be shown as one over content that looks like them.
 	if r.err == nil && (len(b) == 0 || b[0] != tagAttributes) {
@@ -80,7 +79,7 @@ func readSignerInfo(b []byte) (*signerInfo, error) {
 		return nil, &Refusal{"structure", r.err}
 	}
 	var err error
-	if s.hash, err = digestAlgorithm(s.digestAlgorithm); err != nil {
+	if s.hash, err = digestAlgorithm(hash); err != nil {
 		return nil, refuse("algorithm", "%w", err)
 	}
 	if s.digest, err = readAttributes(attributes); err != nil {
