@@ -14,7 +14,13 @@ var (
 	errXZEnd  = errors.New("the end of its xz stream is damaged")
 	errFilter = errors.New("its xz stream has other filters than LZMA2")
 	errXZSum  = errors.New("its CRC-32 does not match")
+	errChunk  = errors.New("a chunk of its xz stream is damaged")
+	errChunks = errors.New("its xz stream has more chunks than are read")
 )
+
+// chunkLimit is how many LZMA2 chunks a block may have. Each is at least 64 KiB, packed
+// or unpacked, but the last: a block of 1 MiB has 17 or so.
+const chunkLimit = 64
 
 // xzMagic begins a stream that is checked by CRC-32 (The .xz File Format 1.1.0, section
 // 2.1.1): its flags, and their own CRC-32, are the same in each.
@@ -22,9 +28,10 @@ var xzMagic = []byte{0xfd, '7', 'z', 'X', 'Z', 0, 0, 1, 0x69, 0x22, 0xde, 0x36}
 
 // newXZ unpacks an xz stream as the kernel reads it: one block, one filter, CRC-32.
 //
-// The container is read here, and only the chunks in it by a library: the one for
-// containers takes the size of the dictionary from the stream, up to 4 GiB and anew in
-// each block. Here it is never larger than what may come out.
+// The container and the chunks' sizes are read here, and only what is in the chunks by a
+// library. Its own reader of containers takes the size of the dictionary from the stream,
+// up to 4 GiB and anew in each block, and it takes properties that LZMA2 does not have,
+// with tables of 6 MiB to fill for each chunk of ten bytes.
 func newXZ() unpacker {
 	var in bytes.Reader
 	return func(dst, src []byte) (int, error) {
@@ -36,17 +43,22 @@ func newXZ() unpacker {
 			return 0, err
 		}
 		body := src[len(xzMagic)+len(header):]
-		in.Reset(body)
-		z, err := lzma.Reader2Config{DictCap: max(len(dst), lzma.MinDictCap)}.NewReader2(&in)
+		packed, size, err := measureChunks(body)
 		if err != nil {
 			return 0, err
 		}
-		n, err := readAll(dst, z)
+		if size > len(dst) {
+			return 0, errTooLong
+		}
+		end, n := body[packed:], 0
+		in.Reset(body[:packed])
+		z, err := lzma.Reader2Config{DictCap: max(size, lzma.MinDictCap)}.NewReader2(&in)
+		if err == nil {
+			n, err = readAll(dst, z)
+		}
 		if err != nil {
 			return 0, err
 		}
-		packed := len(body) - in.Len()
-		end := body[packed:]
 		padding := -packed & 3
 		if len(end) < padding+4 || !zeros(end[:padding]) {
 			return 0, errXZEnd
@@ -59,6 +71,40 @@ func newXZ() unpacker {
 		}
 		return n, nil
 	}
+}
+
+// measureChunks goes over the LZMA2 chunks at the beginning of b, up to the one that
+// says that it is the last, and returns how many bytes they have, packed and unpacked.
+func measureChunks(b []byte) (packed, unpacked int, err error) {
+	for range chunkLimit {
+		c := b[packed:]
+		if len(c) > 0 && c[0] == 0 {
+			return packed + 1, unpacked, nil
+		}
+		if len(c) < 6 {
+			return 0, 0, errChunk
+		}
+		size := int(binary.BigEndian.Uint16(c[1:])) + 1
+		switch control := c[0]; {
+		case control == 1 || control == 2: // stored
+			packed += 3 + size
+		case control >= 0x80:
+			size += int(control&0x1f) << 16
+			packed += 5 + int(binary.BigEndian.Uint16(c[3:])) + 1
+			if control >= 0xc0 { // with new properties: (pb*5 + lp)*9 + lc
+				packed++
+				if lc, lp, pb := c[5]%9, c[5]/9%5, c[5]/45; lc+lp > 4 || pb > 4 {
+					return 0, 0, errChunk
+				}
+			}
+		default:
+			return 0, 0, errChunk
+		}
+		if unpacked += size; packed > len(b) {
+			return 0, 0, errChunk
+		}
+	}
+	return 0, 0, errChunks
 }
 
 // xzBlockHeader returns the header of the block that follows the stream's (section 3.1).
