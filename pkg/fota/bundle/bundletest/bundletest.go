@@ -1,12 +1,13 @@
 // Package bundletest makes firmware bundles for tests: good ones with Debian's `rauc
 // bundle` and `mksquashfs`, as a maker would, and bad ones part by part.
 //
-//	maker := bundletest.NewPKI(t, "P-256")
-//	release := bundletest.Release{Manifest: bundletest.Manifest(...), Files: ...}
-//	bytes := release.Rauc(t, maker.Signer, "zstd")
+//	maker := bundletest.NewPKI(t, "P-256", "RSA-3072")
+//	release := bundletest.NewRelease("acme-gw", "1.1.0+sv2")
+//	good := release.Rauc(t, maker.Signer, "-comp zstd")
 //
 // A bad one begins as [Release.Parts], which are spoilt one by one, and put together
-// again by [Parts.Bytes].
+// again by [Parts.Bytes]; or its signature is a [Message] that is bent; or its payload
+// is some other file system, given to [Build].
 package bundletest
 
 import (
@@ -35,6 +36,13 @@ type Release struct {
 	More                string            // text at the end of the manifest
 }
 
+// NewRelease is a small one, of a root file system and an application.
+func NewRelease(compatible, version string) Release {
+	return Release{Compatible: compatible, Version: version, Format: "verity",
+		Files: map[string][]byte{"rootfs.img": append(Noise(150<<10, version), Text(200<<10)...), "appfs.img": append(Text(56<<10), Noise(8<<10, "app")...)},
+		Slots: map[string]string{"rootfs": "rootfs.img", "appfs": "appfs.img"}}
+}
+
 // Input is the manifest that a maker writes.
 func (r Release) Input() string {
 	var b strings.Builder
@@ -56,15 +64,15 @@ func (r Release) Manifest() string {
 	return b.String() + r.More
 }
 
-// Rauc makes the bundle with Debian's tools; compression is one that mksquashfs knows.
-func (r Release) Rauc(t testing.TB, by *Signer, compression string) []byte {
+// Rauc makes the bundle with Debian's tools; mksquashfs is given args, too.
+func (r Release) Rauc(t testing.TB, by *Signer, mksquashfs string) []byte {
 	t.Helper()
 	dir := t.TempDir()
 	in, out := filepath.Join(dir, "in"), filepath.Join(dir, "out.raucb")
 	write(t, in, r.Files)
 	write(t, in, map[string][]byte{"manifest.raucm": []byte(r.Input())})
 	key, cert, above := by.files(t, dir)
-	args := []string{"bundle", "--cert=" + cert, "--key=" + key, "--mksquashfs-args=-comp " + compression + " -processors 1 -no-progress"}
+	args := []string{"bundle", "--cert=" + cert, "--key=" + key, "--mksquashfs-args=" + mksquashfs + " -processors 1 -no-progress"}
 	for _, a := range above {
 		args = append(args, "--intermediate="+a)
 	}
@@ -117,15 +125,14 @@ type Parts struct {
 	Signature []byte
 }
 
-// Parts makes a bundle without rauc: the same parts, without a file system being made
-// twice. Shown is the manifest to be signed, and a manifest in the payload goes as it
-// is in Files, or not at all.
+// Parts makes a bundle without rauc.
 func (r Release) Parts(t testing.TB, by *Signer) Parts {
 	t.Helper()
 	return r.With(t, Message{By: by})
 }
 
-// With is Parts with a message that may be bent.
+// With is Parts with a message that may be bent. A manifest among the files is taken
+// for the payload as it is; what is signed is r's in any case.
 func (r Release) With(t testing.TB, m Message) Parts {
 	t.Helper()
 	files := maps.Clone(r.Files)
@@ -169,22 +176,26 @@ func (p Parts) Bytes() []byte {
 
 // Tree is dm-verity's hash tree over whole blocks of data, and its root.
 func Tree(data, salt []byte) (tree, root []byte) {
-	sum := func(block []byte) []byte {
-		h := sha256.New()
-		h.Write(salt)
-		h.Write(block)
-		return h.Sum(nil)
-	}
 	for level := data; len(level) > blockSize; {
 		var hashes []byte
 		for block := range slices.Chunk(level, blockSize) {
-			hashes = append(hashes, sum(block)...)
+			hashes = append(hashes, salted(block, salt)...)
 		}
 		hashes = append(hashes, make([]byte, (blockSize-len(hashes)%blockSize)%blockSize)...)
 		tree = slices.Concat(hashes, tree)
 		level = hashes
 	}
-	return tree, sum(tree[:blockSize])
+	return tree, Root(tree, salt)
+}
+
+// Root is the root of a tree, as it is.
+func Root(tree, salt []byte) []byte { return salted(tree[:blockSize], salt) }
+
+func salted(block, salt []byte) []byte {
+	h := sha256.New()
+	h.Write(salt)
+	h.Write(block)
+	return h.Sum(nil)
 }
 
 // Noise is n bytes that look random, and are the same for the same seed.

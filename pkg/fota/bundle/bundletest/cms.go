@@ -7,6 +7,7 @@ import (
 	_ "crypto/sha1" // what no device accepts has to be made, too
 	_ "crypto/sha512"
 	"encoding/asn1"
+	"slices"
 	"testing"
 )
 
@@ -66,6 +67,30 @@ type Message struct {
 // Sign returns the message in DER.
 func (m Message) Sign(t testing.TB) []byte {
 	t.Helper()
+	m.defaults()
+	content := [][]byte{OID(m.Type)}
+	if !m.Detached {
+		content = append(content, TLV(0xa0, TLV(0x04, m.Shown)))
+	}
+	signers := [][]byte{m.SignerInfo(t)}
+	if m.Signers != nil {
+		signers = m.Signers(signers[0])
+	}
+	parts := [][]byte{
+		Int(m.Version),
+		TLV(0x31, TLV(0x30, OID(m.DigestOID))),
+		TLV(0x30, content...),
+		TLV(0xa0, m.Certificates...),
+	}
+	if m.CRLs != nil {
+		parts = append(parts, TLV(0xa1, m.CRLs...))
+	}
+	parts = append(parts, TLV(0x31, signers...))
+	return TLV(0x30, OID(m.OuterType), TLV(0xa0, TLV(0x30, parts...)))
+}
+
+// defaults fills in what `rauc bundle` does.
+func (m *Message) defaults() {
 	if m.Hash == 0 {
 		m.Hash = crypto.SHA256
 	}
@@ -90,49 +115,57 @@ func (m Message) Sign(t testing.TB) []byte {
 	if m.Shown == nil {
 		m.Shown = m.Content
 	}
-	content := [][]byte{OID(m.Type)}
-	if !m.Detached {
-		content = append(content, TLV(0xa0, TLV(0x04, m.Shown)))
-	}
-	signers := [][]byte{m.signerInfo(t)}
-	if m.Signers != nil {
-		signers = m.Signers(signers[0])
-	}
-	parts := [][]byte{
-		Int(m.Version),
-		TLV(0x31, TLV(0x30, OID(m.DigestOID))),
-		TLV(0x30, content...),
-		TLV(0xa0, m.Certificates...),
-	}
-	if m.CRLs != nil {
-		parts = append(parts, TLV(0xa1, m.CRLs...))
-	}
-	parts = append(parts, TLV(0x31, signers...))
-	return TLV(0x30, OID(m.OuterType), TLV(0xa0, TLV(0x30, parts...)))
 }
 
-func (m Message) signerInfo(t testing.TB) []byte {
-	t.Helper()
-	h := m.Hash.New()
-	h.Write(m.Content)
-	digest := h.Sum(nil)
+func (m Message) attributes() []byte {
 	attributes := [][]byte{
 		Attribute(OIDContentType, OID(m.Type)),
-		Attribute(OIDDigest, TLV(0x04, digest)),
+		Attribute(OIDDigest, TLV(0x04, sum(m.Hash, m.Content))),
 	}
 	if m.Attributes != nil {
 		attributes = m.Attributes(attributes)
 	}
-	if !m.NoAttributes {
-		h.Reset()
-		h.Write(TLV(0x31, attributes...))
-		digest = h.Sum(nil)
+	return slices.Concat(attributes...)
+}
+
+// SignedAttributes is what the signature is over: a SET in DER.
+func (m Message) SignedAttributes() []byte {
+	m.defaults()
+	return TLV(0x31, m.attributes())
+}
+
+func sum(h crypto.Hash, b []byte) []byte {
+	hash := h.New()
+	hash.Write(b)
+	return hash.Sum(nil)
+}
+
+// RawSignature is the octets of the signature alone.
+func (m Message) RawSignature(t testing.TB) []byte {
+	t.Helper()
+	m.defaults()
+	signed := m.SignedAttributes()
+	if m.NoAttributes {
+		signed = m.Content
 	}
 	var options crypto.SignerOpts = m.Hash
+	if m.PSS {
+		options = &rsa.PSSOptions{SaltLength: m.Hash.Size(), Hash: m.Hash}
+	}
+	signature, err := m.By.Key.Sign(rand.Reader, sum(m.Hash, signed), options)
+	if err != nil {
+		t.Fatalf("cannot sign: %v", err)
+	}
+	return signature
+}
+
+// SignerInfo is what the message says about its signer, DER.
+func (m Message) SignerInfo(t testing.TB) []byte {
+	t.Helper()
+	m.defaults()
 	algorithm := TLV(0x30, OID(OIDRSA), []byte{0x05, 0x00})
 	switch _, isRSA := m.By.Key.Public().(*rsa.PublicKey); {
 	case m.PSS:
-		options = &rsa.PSSOptions{SaltLength: m.Hash.Size(), Hash: m.Hash}
 		hash := TLV(0x30, OID(digests[m.Hash]))
 		algorithm = TLV(0x30, OID(OIDPSS), TLV(0x30, TLV(0xa0, hash),
 			TLV(0xa1, TLV(0x30, OID(OIDMGF1), hash)), TLV(0xa2, Int(m.Hash.Size()))))
@@ -142,10 +175,7 @@ func (m Message) signerInfo(t testing.TB) []byte {
 	if m.SignatureOID != nil {
 		algorithm = TLV(0x30, OID(m.SignatureOID))
 	}
-	signature, err := m.By.Key.Sign(rand.Reader, digest, options)
-	if err != nil {
-		t.Fatalf("cannot sign: %v", err)
-	}
+	signature := m.RawSignature(t)
 	if m.Signature != nil {
 		signature = m.Signature(signature)
 	}
@@ -159,7 +189,7 @@ func (m Message) signerInfo(t testing.TB) []byte {
 	}
 	parts := [][]byte{Int(1), id, TLV(0x30, OID(m.DigestOID))}
 	if !m.NoAttributes {
-		parts = append(parts, TLV(0xa0, attributes...))
+		parts = append(parts, TLV(0xa0, m.attributes()))
 	}
 	parts = append(parts, algorithm, TLV(0x04, signature))
 	if m.Unsigned != nil {

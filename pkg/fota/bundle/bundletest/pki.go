@@ -96,13 +96,13 @@ type PKI struct {
 	Root, Issuing, Signer *Signer
 }
 
-// NewPKI makes a PKI whose keys are all of one kind.
-func NewPKI(t testing.TB, kind string) *PKI {
+// NewPKI makes a PKI with keys of one kind for the CAs, and of another for the signer.
+func NewPKI(t testing.TB, ca, signer string) *PKI {
 	t.Helper()
 	p := &PKI{}
-	p.Root = Issue(t, nil, Key(t, kind, "root"), "Code Root", CA)
-	p.Issuing = Issue(t, p.Root, Key(t, kind, "issuing"), "Code Signing CA", CA)
-	p.Signer = Issue(t, p.Issuing, Key(t, kind, "signer"), "Releases", nil)
+	p.Root = Issue(t, nil, Key(t, ca, "root"), "Code Root", CA)
+	p.Issuing = Issue(t, p.Root, Key(t, ca, "issuing"), "Code Signing CA", CA)
+	p.Signer = Issue(t, p.Issuing, Key(t, signer, "signer"), "Releases", nil)
 	return p
 }
 

@@ -1,0 +1,227 @@
+package bundle
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"testing"
+	"time"
+
+	"birthmark/pkg/cms"
+	"birthmark/pkg/fota"
+	bt "birthmark/pkg/fota/bundle/bundletest"
+)
+
+// A device is what a bundle is held against.
+type device struct {
+	trust  cms.Trust
+	policy fota.Policy
+}
+
+// deviceOf is one that believes a maker, and runs the release before 1.1.0+sv2.
+func deviceOf(t testing.TB, pki *bt.PKI) *device {
+	d := &device{
+		trust: cms.Trust{
+			Anchors: []*x509.Certificate{pki.Root.Cert},
+			Issuers: []*x509.Certificate{pki.Issuing.Cert},
+			CRLs:    []*x509.RevocationList{readCRL(t, bt.CRL(t, pki.Root, nil)), readCRL(t, bt.CRL(t, pki.Issuing, nil))},
+			Now:     time.Now(),
+			Build:   build,
+		},
+		policy: fota.Policy{
+			Compatible: "acme-gw", Running: fota.Version{Major: 1, Security: 1}, Floor: 1,
+			Slots: map[string]int64{"rootfs": 8 << 20, "appfs": 1 << 20, "kernel": 1 << 20},
+		},
+	}
+	return d
+}
+
+func readCRL(t testing.TB, der []byte) *x509.RevocationList {
+	t.Helper()
+	crl, err := cms.ReadCRL(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return crl
+}
+
+func build(leaf *x509.Certificate, intermediates, roots []*x509.Certificate, usage ...x509.ExtKeyUsage) ([]*x509.Certificate, error) {
+	o := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(), KeyUsages: usage}
+	for _, c := range roots {
+		o.Roots.AddCert(c)
+	}
+	for _, c := range intermediates {
+		o.Intermediates.AddCert(c)
+	}
+	chains, err := leaf.Verify(o)
+	if err != nil {
+		return nil, err
+	}
+	return chains[0], nil
+}
+
+// judge takes a bundle through all stages, as far as it comes.
+func (d *device) judge(r io.ReaderAt, size int64) (*Bundle, error) {
+	ctx := context.Background()
+	open := func() (*Bundle, error) { return Open(r, size, &d.trust) }
+	if d.policy.AllowPlain {
+		open = func() (*Bundle, error) { return OpenPlain(ctx, r, size, &d.trust, nil) }
+	}
+	b, err := open()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.policy.Check(b.Manifest); err != nil {
+		return b, err
+	}
+	return b, b.Verify(ctx, nil)
+}
+
+// good are bundles by Debian's tools that every device must take.
+func good(t *testing.T, each func(name string, d *device, r bt.Release, b []byte)) {
+	ship := func(name string, pki *bt.PKI, r bt.Release, args string) {
+		d := deviceOf(t, pki)
+		d.policy.AllowPlain = r.Format == "plain"
+		each(name, d, r, r.Rauc(t, pki.Signer, args))
+	}
+	small := bt.NewRelease("acme-gw", "1.1.0+sv2")
+	for _, format := range []string{"verity", "plain"} {
+		small.Format = format
+		for _, kind := range []string{"RSA-3072", "RSA-4096", "P-256", "P-384", "P-521"} {
+			ca := kind
+			if kind == "RSA-4096" {
+				ca = "RSA-3072"
+			}
+			pki := bt.NewPKI(t, ca, kind)
+			for _, compression := range []string{"gzip", "xz", "zstd"} {
+				ship(fmt.Sprintf("%s %s %s", kind, format, compression), pki, small, "-comp "+compression)
+			}
+		}
+		pki := bt.NewPKI(t, "P-256", "P-256")
+		direct := &bt.PKI{Root: pki.Root, Issuing: pki.Root, Signer: bt.Issue(t, pki.Root, pki.Signer.Key, "Releases", nil)}
+		ship(format+", signer below the root", direct, small, "-comp zstd")
+
+		middle := bt.Issue(t, pki.Root, bt.Key(t, "P-256", "middle"), "Policy CA", bt.CA)
+		deep := &bt.PKI{Root: pki.Root, Issuing: bt.Issue(t, middle, pki.Issuing.Key, "Code Signing CA", bt.CA)}
+		deep.Signer = bt.Issue(t, deep.Issuing, pki.Signer.Key, "Releases", nil)
+		d := deviceOf(t, deep)
+		d.trust.CRLs = append(d.trust.CRLs, readCRL(t, bt.CRL(t, middle, nil)))
+		d.policy.AllowPlain = format == "plain"
+		each(format+", two CAs between", d, small, small.Rauc(t, deep.Signer, "-comp zstd"))
+
+		for _, args := range []string{"-b 4096", "-b 1M", "-no-fragments", "-noI -noD -noF -noX", "-always-use-fragments"} {
+			ship(format+" "+args, pki, small, "-comp zstd "+args)
+		}
+		one := bt.Release{Compatible: "acme-gw", Version: "1.1.0+sv2", Format: format,
+			Files: map[string][]byte{"a": {1}, "empty space.img": make([]byte, 1<<20), "README": bt.Noise(9000, "readme")},
+			Slots: map[string]string{"rootfs": "empty space.img", "kernel": "a"}}
+		ship(format+", a file of zeros, one of a byte, one that is no image", pki, one, "-comp xz")
+		one.More = "\n[meta.acme]\nticket=77\n"
+		ship(format+", with metadata", pki, one, "-comp gzip")
+	}
+}
+
+// bad is a bundle that no device may take.
+type bad struct {
+	name  string
+	stage fota.Stage
+	code  string
+	bytes []byte
+	on    *device
+	// inside: the payload has to be read to find out
+	inside bool
+}
+
+// least says how many bad bundles there are for each stage, at least.
+var least = map[fota.Stage]int{
+	fota.StageContainer: 10, fota.StageCMS: 35, fota.StageChain: 20, fota.StageManifest: 50, fota.StagePolicy: 10,
+	fota.StagePayload: 15, fota.StageSquashfs: 8, fota.StageImage: 6,
+}
+
+// TestGoodAndBad: in one run, every good bundle is taken, and every bad one is refused
+// at the stage that it is bad at, with no more read than that takes.
+func TestGoodAndBad(t *testing.T) {
+	taken := 0
+	good(t, func(name string, d *device, r bt.Release, b []byte) {
+		bundle, err := d.judge(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			t.Errorf("good: %s: %v", name, err)
+			return
+		}
+		for _, image := range bundle.Manifest.Images {
+			var got bytes.Buffer
+			err := bundle.CopyImage(context.Background(), &got, image, nil)
+			if want := r.Files[image.File]; err != nil || !bytes.Equal(got.Bytes(), want) {
+				t.Errorf("good: %s: copied %d bytes of %s, %v, want %d", name, got.Len(), image.File, err, len(want))
+			}
+		}
+		taken++
+	})
+	if taken < 40 {
+		t.Errorf("%d good bundles, want 40 at least", taken)
+	}
+
+	refused := map[fota.Stage]int{}
+	seen := map[string]bool{}
+	for _, b := range badBundles(t) {
+		if seen[b.name] {
+			t.Errorf("two bad bundles are named %q", b.name)
+		}
+		seen[b.name] = true
+		s := newSource(b.bytes)
+		bundle, err := b.on.judge(s, int64(len(b.bytes)))
+		wantRefusal(t, "bad: "+b.name, err, b.stage, b.code)
+		refused[b.stage]++
+
+		end := int64(len(b.bytes)) - trailerSize
+		if n := signatureLength(b.bytes); b.stage != fota.StageContainer && n < end {
+			end -= n
+		}
+		switch b.stage {
+		case fota.StageContainer, fota.StageCMS, fota.StageChain, fota.StageManifest, fota.StagePolicy:
+			if !b.inside && s.lowest < end {
+				t.Errorf("bad: %s: refused at %s after reading from %d on, want nothing before %d", b.name, b.stage, s.lowest, end)
+			}
+		default:
+			if bundle != nil {
+				wantNoImage(t, b.name, bundle)
+			}
+		}
+	}
+	total := 0
+	for stage, n := range least {
+		if total += refused[stage]; refused[stage] < n {
+			t.Errorf("%d bad bundles at %s, want %d at least", refused[stage], stage, n)
+		}
+	}
+	if total < 150 {
+		t.Errorf("%d bad bundles, want 150 at least", total)
+	}
+	t.Logf("%d good bundles taken, %d bad ones refused: %v", taken, total, refused)
+}
+
+// wantNoImage holds that an image of a bad bundle is copied whole and right, or not at
+// all.
+func wantNoImage(t *testing.T, name string, b *Bundle) {
+	t.Helper()
+	for _, image := range b.Manifest.Images {
+		h := sha256.New()
+		if err := b.CopyImage(context.Background(), h, image, nil); err == nil && [32]byte(h.Sum(nil)) != image.SHA256 {
+			t.Errorf("bad: %s: %s was copied, and is not what was signed", name, image.File)
+		}
+	}
+}
+
+func signatureLength(b []byte) int64 {
+	if len(b) < 8 {
+		return 0
+	}
+	n := int64(0)
+	for _, c := range b[len(b)-8:] {
+		n = n<<8 | int64(c)
+	}
+	return max(n, 0)
+}

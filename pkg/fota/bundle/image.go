@@ -1,0 +1,168 @@
+package bundle
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"reflect"
+	"slices"
+
+	"birthmark/pkg/fota"
+	"birthmark/pkg/fota/bundle/squashfs"
+)
+
+// Verify reads everything: the whole payload, then every image. Progress, if there is
+// one, is told how many bytes of these are done.
+func (b *Bundle) Verify(ctx context.Context, progress func(done, total int64)) error {
+	t := &tally{total: b.payload.size, report: progress}
+	for _, image := range b.Manifest.Images {
+		t.total += image.Size
+	}
+	if err := b.payload.check(ctx, t); err != nil {
+		return err
+	}
+	files, err := b.files()
+	if err != nil {
+		return err
+	}
+	for _, image := range b.Manifest.Images {
+		if err := copyImage(ctx, io.Discard, files, image, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CopyImage writes an image to w while it is verified. If it returns an error, what was
+// written so far must not be used. Nothing is written if another image of the bundle is
+// missing or has another size than the manifest says.
+func (b *Bundle) CopyImage(ctx context.Context, w io.Writer, image fota.Image, progress func(done, total int64)) error {
+	if !slices.Contains(b.Manifest.Images, image) {
+		return fmt.Errorf("cannot copy image %s: it is not one of the bundle", image.File)
+	}
+	files, err := b.files()
+	if err != nil {
+		return err
+	}
+	return copyImage(ctx, w, files, image, &tally{total: image.Size, report: progress})
+}
+
+// files opens the file system in the payload, and holds it against the manifest as far
+// as that is possible without reading images.
+func (b *Bundle) files() (*squashfs.FS, error) {
+	files, err := openFiles(b.payload)
+	if err != nil {
+		return nil, err
+	}
+	inner, err := readInner(files)
+	if err != nil {
+		return nil, err
+	}
+	// Nobody here acts upon the manifest in the payload if there is one in the signature.
+	// But somebody else might, and two readers must not see two releases.
+	signed := *b.Manifest
+	signed.Verity = fota.Verity{}
+	if inner != nil && !reflect.DeepEqual(signed, *inner) {
+		return nil, refuse("inner", "the manifest in the payload is not the one that was signed")
+	}
+	for _, image := range b.Manifest.Images {
+		if _, err := openImage(files, image); err != nil {
+			return nil, err
+		}
+	}
+	return files, nil
+}
+
+func openFiles(payload *spans) (*squashfs.FS, error) {
+	files, err := squashfs.Open(payload, payload.size)
+	if err != nil {
+		return nil, unreadable("file system", err)
+	}
+	return files, nil
+}
+
+// readInner reads the manifest in the payload; nil if there is none.
+func readInner(files *squashfs.FS) (*fota.Manifest, error) {
+	r, err := files.Open(manifestName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, unreadable(manifestName, err)
+	}
+	if r.Size() > manifestLimit {
+		return nil, refuse("size", "a manifest of %d bytes, limit %d", r.Size(), manifestLimit)
+	}
+	text, err := io.ReadAll(r)
+	if err != nil {
+		return nil, unreadable(manifestName, err)
+	}
+	return readManifest(text, inside)
+}
+
+func openImage(files *squashfs.FS, image fota.Image) (*squashfs.Reader, error) {
+	r, err := files.Open(image.File)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fota.Refuse(fota.StageImage, "missing", "there is no %s in the payload", image.File)
+	case err != nil:
+		return nil, unreadable(image.File, err)
+	case r.Size() != image.Size:
+		return nil, fota.Refuse(fota.StageImage, "size", "%s has %d bytes, not the %d that were signed", image.File, r.Size(), image.Size)
+	}
+	return r, nil
+}
+
+func copyImage(ctx context.Context, w io.Writer, files *squashfs.FS, image fota.Image, t *tally) error {
+	r, err := openImage(files, image)
+	if err != nil {
+		return err
+	}
+	c := &copied{ctx: ctx, w: w, hash: sha256.New(), tally: t}
+	switch n, err := r.WriteTo(c); {
+	case c.err != nil:
+		return fmt.Errorf("cannot write image %s: %w", image.File, c.err)
+	case err != nil:
+		return unreadable(image.File, err)
+	case n != image.Size || !bytes.Equal(c.hash.Sum(nil), image.SHA256[:]):
+		return fota.Refuse(fota.StageImage, "digest", "%s is not the image that was signed", image.File)
+	}
+	return nil
+}
+
+// Copied is what goes through to a writer, whose errors it tells from a reader's.
+type copied struct {
+	ctx   context.Context
+	w     io.Writer
+	hash  hash.Hash
+	tally *tally
+	err   error // of w, or the context's
+}
+
+func (c *copied) Write(p []byte) (n int, err error) {
+	if c.err = c.ctx.Err(); c.err != nil {
+		return 0, c.err
+	}
+	c.hash.Write(p)
+	n, c.err = c.w.Write(p)
+	if c.err == nil && n < len(p) {
+		c.err = io.ErrShortWrite
+	}
+	c.tally.add(n)
+	return n, c.err
+}
+
+// unreadable says of an error of package squashfs whether it refuses the payload, or is
+// about reading it.
+func unreadable(what string, err error) error {
+	var format *squashfs.FormatError
+	if errors.As(err, &format) {
+		return &fota.Refusal{Stage: fota.StageSquashfs, Code: format.Code, Err: fmt.Errorf("%s: %w", what, format.Err)}
+	}
+	return err
+}
