@@ -59,14 +59,14 @@ type victim struct {
 	fragmentEntry int
 }
 
-func (v *victim) u16(at int) int          { return int(binary.LittleEndian.Uint16(v.b[at:])) }
-func (v *victim) u32(at int) int          { return int(binary.LittleEndian.Uint32(v.b[at:])) }
-func (v *victim) u64(at int) int          { return int(binary.LittleEndian.Uint64(v.b[at:])) }
-func (v *victim) put16(at int, x uint16)  { binary.LittleEndian.PutUint16(v.b[at:], x) }
-func (v *victim) put32(at int, x uint32)  { binary.LittleEndian.PutUint32(v.b[at:], x) }
-func (v *victim) put64(at int, x uint64)  { binary.LittleEndian.PutUint64(v.b[at:], x) }
-func (v *victim) rename(from, to string)  { copy(v.b[v.entry[from]+8:], to) }
-func (v *victim) block(table, at int) int { return v.u64(table) + 2 + at }
+func (v victim) u16(at int) int          { return int(binary.LittleEndian.Uint16(v.b[at:])) }
+func (v victim) u32(at int) int          { return int(binary.LittleEndian.Uint32(v.b[at:])) }
+func (v victim) u64(at int) int          { return int(binary.LittleEndian.Uint64(v.b[at:])) }
+func (v victim) put16(at int, x uint16)  { binary.LittleEndian.PutUint16(v.b[at:], x) }
+func (v victim) put32(at int, x uint32)  { binary.LittleEndian.PutUint32(v.b[at:], x) }
+func (v victim) put64(at int, x uint64)  { binary.LittleEndian.PutUint64(v.b[at:], x) }
+func (v victim) rename(from, to string)  { copy(v.b[v.entry[from]+8:], to) }
+func (v victim) block(table, at int) int { return v.u64(table) + 2 + at }
 
 // dissect finds the parts of a file system that mksquashfs made with -noI, with one
 // block of inodes and one of entries.
