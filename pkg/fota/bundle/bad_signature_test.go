@@ -44,22 +44,15 @@ func (w *workshop) bent(change func(*bt.Message)) []byte {
 // by is a release of another signer.
 func (w *workshop) by(s *bt.Signer) []byte { return w.r.Parts(w.t, s).Bytes() }
 
-func badBundles(t *testing.T) []bad {
+func newWorkshop(t *testing.T) *workshop {
+	t.Helper()
 	pki := bt.NewPKI(t, "P-256", "P-256")
 	w := &workshop{t: t, pki: pki, device: deviceOf(t, pki), r: bt.NewRelease("acme-gw", "1.1.0+sv2")}
 	whole := w.by(pki.Signer)
 	if _, err := w.device.judge(bytes.NewReader(whole), int64(len(whole))); err != nil {
 		t.Fatalf("what is to be spoilt is not good: %v", err)
 	}
-	w.containers()
-	w.messages()
-	w.signers()
-	w.manifests()
-	w.policies()
-	w.payloads()
-	w.fileSystems()
-	w.images()
-	return w.made
+	return w
 }
 
 func (w *workshop) containers() {
