@@ -68,10 +68,8 @@ func open(ctx context.Context, pin Pin, opts Options) (*Remote, error) {
 	r := &Remote{url: u, pin: pin, allowance: allowance{rate: opts.BytesPerSecond}}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	r.transport = r.newTransport(&opts)
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if err := r.begin(); err != nil {
-		r.closeLocked()
+		r.cancel(nil)
 		return nil, fmt.Errorf("cannot open the file at %s: %w", u.Host, err)
 	}
 	return r, nil
@@ -103,6 +101,9 @@ func (r *Remote) ReadAt(p []byte, off int64) (int, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if err := context.Cause(r.ctx); err != nil {
+		return 0, err
+	}
 	n := 0
 	for n < len(p) {
 		at := off + int64(n)
@@ -118,22 +119,11 @@ func (r *Remote) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// Close ends what is under way, in other goroutines too, and closes all connections.
+// Close ends what is under way, in other goroutines too, and closes all connections, as
+// the end of the context does.
 func (r *Remote) Close() error {
 	r.cancel(os.ErrClosed)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.closeLocked()
 	return nil
-}
-
-func (r *Remote) closeLocked() {
-	r.cancel(os.ErrClosed)
-	for _, s := range r.spans {
-		s.drop()
-	}
-	r.spans = nil
-	r.transport.CloseIdleConnections()
 }
 
 func (r *Remote) opened() bool { return r.pin.Size > 0 }

@@ -71,8 +71,8 @@ func TestABundleIsReadInOneRequestPerMiB(t *testing.T) {
 		}
 		read(r.Size()-8, 8)
 		read(r.Size()-8-sig, sig)
-		if c := r.Counters(); c.Fetched > 2*spanFirst {
-			t.Errorf("got %d bytes fetched for the signature, want %d at the most", c.Fetched, 2*spanFirst)
+		if c := r.Counters(); c.Fetched > 2*spanFirst || c.Requests != 2 {
+			t.Errorf("got %+v, want 2 requests and %d bytes at the most up to the signature", c, 2*spanFirst)
 		}
 		read(0, 96)
 		read(blocks-20_000, 20_000)
@@ -90,6 +90,30 @@ func TestABundleIsReadInOneRequestPerMiB(t *testing.T) {
 		}
 		if c.Requests > 64 {
 			t.Errorf("got %d requests, want 64 at the most", c.Requests)
+		}
+	})
+}
+
+func TestEveryRequestAsksForTheSameVersion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		good := file(released)
+		var asked int
+		_, opts := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			asked++
+			want := `"v1"`
+			if asked == 1 {
+				want = ""
+			}
+			for name, want := range map[string]string{"If-Range": want, "Accept-Encoding": "identity", "Authorization": "", "Cookie": ""} {
+				if got := r.Header.Get(name); got != want {
+					t.Errorf("request %d: got %s %q, want %q", asked, name, got, want)
+				}
+			}
+			w.Header().Set("Set-Cookie", "a=b")
+			good(w, r)
+		})
+		if _, err := sum(mustOpen(t, opts), 4096); err != nil || asked < 4 {
+			t.Errorf("got error %v after %d requests", err, asked)
 		}
 	})
 }

@@ -138,7 +138,7 @@ func (r *Remote) send(ctx context.Context, u *url.URL, first, last int64) (*http
 		return nil, err
 	}
 	req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", first, last))
-	req.Header.Set("Accept-Encoding", "identity")
+	req.Header.Set("Accept-Encoding", "identity") // said by us, net/http inflates nothing either
 	if r.opened() {
 		req.Header.Set("If-Range", r.pin.validator())
 	}
@@ -161,7 +161,6 @@ func (r *Remote) newTransport(opts *Options) *http.Transport {
 		Proxy:                  proxy,
 		TLSClientConfig:        opts.TLS.Clone(),
 		Protocols:              &protocols,
-		DisableCompression:     true,
 		MaxResponseHeaderBytes: headerLimit,
 		IdleConnTimeout:        time.Minute,
 		TLSHandshakeTimeout:    stallTime,
