@@ -15,6 +15,8 @@ type source struct {
 	lowest int64 // offset that was read
 	// before, if there is one, is asked before every read, and may change b or fail.
 	before func(off int64, n int) error
+	// after, if there is one, may change what was read.
+	after func(p []byte, off int64)
 }
 
 func newSource(b []byte) *source { return &source{b: b, lowest: int64(len(b))} }
@@ -31,6 +33,9 @@ func (s *source) ReadAt(p []byte, off int64) (int, error) {
 	n := copy(p, s.b[off:])
 	s.read += int64(n)
 	s.lowest = min(s.lowest, off)
+	if s.after != nil {
+		s.after(p[:n], off)
+	}
 	if n < len(p) {
 		return n, io.EOF
 	}
