@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -78,6 +79,10 @@ func TestGoodMessagesAreAccepted(t *testing.T) {
 			d.certs[1] = ca.cert.Raw
 			d.trust.Issuers = []*x509.Certificate{ca.cert}
 			d.trust.CRLs = append(d.trust.CRLs, ca.revokes(nil))
+		}},
+		{"an issuing CA that is an anchor itself", func(d *draft) {
+			d.trust.Anchors = []*x509.Certificate{h.firmware.cert}
+			d.trust.CRLs = d.trust.CRLs[1:]
 		}},
 		{"a root signed with SHA-1, by itself", func(d *draft) {
 			var nobody *party
@@ -168,6 +173,60 @@ func opensslVerifies(t *testing.T, der []byte, d *draft) error {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil
+}
+
+// Whatever the second reader might find otherwise is noticed.
+func TestReadersHaveToAgree(t *testing.T) {
+	two := draftOf(signer())
+	two.more = signerOf(two)
+	other := house().other.cert
+	for _, tc := range []struct {
+		name   string
+		der    []byte
+		change func(*Signed, *signerInfo)
+	}{
+		{"another number of signers", two.der(), func(*Signed, *signerInfo) {}},
+		{"other content", nil, func(s *Signed, _ *signerInfo) { s.Content = []byte("other") }},
+		{"no content", nil, func(s *Signed, _ *signerInfo) { s.Content = nil }},
+		{"one certificate more", nil, func(s *Signed, _ *signerInfo) { s.Certificates = append(s.Certificates, other) }},
+		{"another certificate", nil, func(s *Signed, _ *signerInfo) { s.Certificates[1] = other }},
+		{"another signer", nil, func(s *Signed, _ *signerInfo) { s.Signer = other }},
+		{"another digest", nil, func(s *Signed, _ *signerInfo) { s.Digest = make([]byte, 32) }},
+		{"another signature", nil, func(_ *Signed, i *signerInfo) { i.signature = i.signature[1:] }},
+		{"nothing that is a message", []byte{tagNull, 0}, func(*Signed, *signerInfo) {}},
+	} {
+		d := draftOf(signer())
+		der := d.der()
+		s, err := ReadSigned(der)
+		must(err)
+		parts, err := takeApart(der)
+		must(err)
+		info, err := readSignerInfo(parts.signer)
+		must(err)
+		if err := agree(der, s, info); err != nil {
+			t.Fatal(err)
+		}
+		if tc.der != nil {
+			der = tc.der
+		}
+		tc.change(s, info)
+		var r *Refusal
+		if err := agree(der, s, info); !errors.As(err, &r) || r.Code != "ambiguous" {
+			t.Errorf("%s: %v, want a refusal with the code ambiguous", tc.name, err)
+		}
+	}
+}
+
+// Why a chain cannot be built is for whoever asks, a device that wants to know the time
+// for example.
+func TestRefusalsHoldTheirReason(t *testing.T) {
+	d := draftOf(signer())
+	d.by(house().firmware.issue("Old", keys["P-256"](), func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Hour) }, x509.ExtKeyUsageCodeSigning))
+	_, err := judge(d.der(), nil, d.trust)
+	var invalid x509.CertificateInvalidError
+	if !errors.As(err, &invalid) || invalid.Reason != x509.Expired {
+		t.Errorf("%v, want an x509.CertificateInvalidError", err)
+	}
 }
 
 func TestSignedSharesNoMemoryWithTheMessage(t *testing.T) {
@@ -271,6 +330,36 @@ func TestReadCRLRefuses(t *testing.T) {
 			t.Errorf("%s: %v, want an error about %q", tc.name, err, tc.want)
 		}
 	}
+}
+
+// Next to the signatures that have to be verified, one of which twice, nothing costs much.
+func TestVerifyingCostsLittleMoreThanItsSignatures(t *testing.T) {
+	h := house()
+	signer := h.firmware.signer("Signer", keys["RSA-4096"]())
+	d := draftOf(signer)
+	der := d.der()
+	key, signature := signer.cert.PublicKey.(*rsa.PublicKey), d.sign(nil)
+	fastest := func(work func() error) time.Duration {
+		least := time.Hour
+		for range 20 {
+			start := time.Now()
+			if err := work(); err != nil {
+				t.Fatal(err)
+			}
+			least = min(least, time.Since(start))
+		}
+		return least
+	}
+	signatures := fastest(func() error {
+		return errors.Join(rsa.VerifyPKCS1v15(key, crypto.SHA256, sum(crypto.SHA256, nil), signature),
+			signer.cert.CheckSignatureFrom(h.firmware.cert), h.firmware.cert.CheckSignatureFrom(h.root.cert),
+			d.trust.CRLs[0].CheckSignatureFrom(h.root.cert), d.trust.CRLs[1].CheckSignatureFrom(h.firmware.cert))
+	})
+	whole := fastest(func() error { _, err := judge(der, nil, d.trust); return err })
+	if whole > 3*signatures {
+		t.Errorf("%v, of which the signatures take %v; want three times that at most", whole, signatures)
+	}
+	t.Logf("%v, of which the signatures take %v", whole, signatures)
 }
 
 func BenchmarkReadSigned(b *testing.B) {

@@ -45,11 +45,12 @@ func ecdsaWithSHA2(n byte) []byte { return []byte{0x2a, 0x86, 0x48, 0xce, 0x3d, 
 
 // digestAlgorithm reads the contents of an AlgorithmIdentifier of a hash.
 func digestAlgorithm(identifier []byte) (crypto.Hash, error) {
-	id, parameters, err := algorithmIdentifier(identifier)
-	if err != nil {
-		return 0, err
+	var r reader
+	id := r.open(&identifier, tagOID, "digest algorithm")
+	if r.err != nil {
+		return 0, r.err
 	}
-	if !absentOrNull(parameters) {
+	if !absentOrNull(identifier) {
 		return 0, errors.New("the digest algorithm has parameters")
 	}
 	for _, a := range algorithms {
@@ -58,12 +59,6 @@ func digestAlgorithm(identifier []byte) (crypto.Hash, error) {
 		}
 	}
 	return 0, errors.New("the digest algorithm is not SHA-256, SHA-384 or SHA-512")
-}
-
-func algorithmIdentifier(contents []byte) (id, parameters []byte, err error) {
-	var r reader
-	id = r.open(&contents, tagOID, "algorithm")
-	return id, contents, r.err
 }
 
 // absentOrNull reports whether an algorithm has no parameters, in either way to say so
@@ -94,10 +89,6 @@ func checkKey(public crypto.PublicKey) error {
 // through. The algorithm has to be of that key, and of the hash of the content: one
 // hash in a message is enough.
 func (s *signerInfo) verify(public crypto.PublicKey) error {
-	id, parameters, err := algorithmIdentifier(s.signatureAlgorithm)
-	if err != nil {
-		return refuse("algorithm", "%w", err)
-	}
 	with := algorithms[slices.IndexFunc(algorithms, func(a algorithm) bool { return a.hash == s.hash })]
 	h := s.hash.New()
 	h.Write(s.attributes)
@@ -106,8 +97,8 @@ func (s *signerInfo) verify(public crypto.PublicKey) error {
 	switch key := public.(type) {
 	case *rsa.PublicKey:
 		switch {
-		case bytes.Equal(id, idPSS):
-			salt, err := pssSalt(parameters, with, key.Size())
+		case bytes.Equal(s.algorithm, idPSS):
+			salt, err := pssSalt(s.parameters, with, key.Size())
 			if err != nil {
 				return refuse("algorithm", "RSASSA-PSS: %w", err)
 			}
@@ -116,14 +107,14 @@ func (s *signerInfo) verify(public crypto.PublicKey) error {
 				return refuse("signature", "the signature is wrong: %w", err)
 			}
 			return nil
-		case (bytes.Equal(id, idRSA) || bytes.Equal(id, with.rsa)) && absentOrNull(parameters):
+		case (bytes.Equal(s.algorithm, idRSA) || bytes.Equal(s.algorithm, with.rsa)) && absentOrNull(s.parameters):
 			if err := rsa.VerifyPKCS1v15(key, s.hash, sum, s.signature); err != nil {
 				return refuse("signature", "the signature is wrong: %w", err)
 			}
 			return nil
 		}
 	case *ecdsa.PublicKey:
-		if bytes.Equal(id, with.ecdsa) && len(parameters) == 0 {
+		if bytes.Equal(s.algorithm, with.ecdsa) && len(s.parameters) == 0 {
 			if !ecdsa.VerifyASN1(key, sum, s.signature) {
 				return refuse("signature", "the signature is wrong")
 			}

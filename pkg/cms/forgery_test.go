@@ -246,10 +246,13 @@ var forgeries = sync.OnceValue(func() (list []forgery) {
 		d.by(rsaSigner())
 		d.signatureAlgorithm = identifier(ecdsaWithSHA2(2))
 	}, "RSA algorithm")
+	add("algorithm", "a digest algorithm without a name", func(d *draft) { d.digestAlgorithm = tlv(tagSequence) })
+	add("structure", "a signature algorithm without a name", func(d *draft) { d.signatureAlgorithm = tlv(tagSequence) })
 	salt := tlv(tagInteger, []byte{32})
 	add("algorithm", "RSASSA-PSS by its defaults, SHA-1", byPSS(32, nil, nil, nil, nil))
 	add("algorithm", "RSASSA-PSS with another hash", byPSS(32, identifier(sha2(3)), mgf1(sha2(1)), salt, nil), "PSS hash")
 	add("algorithm", "RSASSA-PSS with another hash in MGF1", byPSS(32, identifier(sha2(1)), mgf1(sha2(3)), salt, nil), "PSS hash")
+	add("algorithm", "RSASSA-PSS with SHA-1 in MGF1", byPSS(32, identifier(sha2(1)), mgf1(idSHA1), salt, nil))
 	add("algorithm", "RSASSA-PSS with another generator of masks", byPSS(32, identifier(sha2(1)), identifier([]byte{0x2a, 3}, identifier(sha2(1))), salt, nil), "MGF1")
 	add("algorithm", "RSASSA-PSS with its trailer spelled out", byPSS(32, identifier(sha2(1)), mgf1(sha2(1)), salt, tlv(tagInteger, []byte{1})), "PSS trailer")
 	add("algorithm", "RSASSA-PSS with less salt than digest", byPSS(20, identifier(sha2(1)), mgf1(sha2(1)), tlv(tagInteger, []byte{20}), nil), "salt")
@@ -405,6 +408,9 @@ func forgedChains(add func(code, name string, change func(*draft), checks ...str
 		d.trust.CRLs = append(d.trust.CRLs, h.other.revokes(nil))
 	}, "pin", "what is offered", "pin in the chain")
 	add("issuer", "the root itself", as(h.root.signer("Root's", keys["P-256"]())), "pin", "pin in the chain")
+	add("issuer", "somebody of the pinned CA, where the chain is built by somebody careless", func(d *draft) {
+		d.trust.Build = anyChain(h.root.cert)
+	}, "pin in the chain")
 	add("issuer", "a CA of the pinned one's name", func(d *draft) {
 		namesake := h.root.issue("Firmware CA", ecKey(elliptic.P256()), nil)
 		d.by(namesake.signer("Namesake's", keys["P-256"]()))
@@ -513,6 +519,7 @@ func forgedCRLs(add func(code, name string, change func(*draft), checks ...strin
 	add("crl", "one without end", crls(root, &endless), "no CRL", "stale")
 	add("stale", "one that is too old, by more than grace", crls(root, h.firmware.revokes(until(now.Add(-25*time.Hour)))), "stale")
 	add("stale", "one that is too old, for the CA", crls(firmware, h.root.revokes(until(now.Add(-25*time.Hour)))), "stale")
+	add("stale", "one, and nobody says when it is", func(d *draft) { d.trust.Now = time.Time{} }, "now")
 	add("stale", "one that is too old by the date of the other, on a device whose clock is behind", func(d *draft) {
 		d.trust.Now = now.AddDate(0, -1, 0)
 		d.trust.CRLs = []*x509.RevocationList{h.root.revokes(until(now.AddDate(0, 0, -7))), firmware}

@@ -196,10 +196,7 @@ func signedCertificates(set []byte) (certs []*x509.Certificate, err error) {
 			return nil, refuse("certificates", "more than %d certificates", signedCertificateLimit)
 		}
 		e, rest, err := split(set, false)
-		if err != nil {
-			return nil, refuse("der", "%w", err)
-		}
-		if e.tag != tagSequence {
+		if err != nil || e.tag != tagSequence {
 			return nil, refuse("certificates", "certificate %d is not of X.509 (tag %#02x)", n, e.tag)
 		}
 		cert, err := x509.ParseCertificate(set[:len(set)-len(rest)])

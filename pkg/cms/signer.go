@@ -29,8 +29,9 @@ type signerInfo struct {
 	attributes []byte // as they are signed
 	digest     []byte // messageDigest among them
 
-	signatureAlgorithm []byte // contents of an AlgorithmIdentifier
-	signature          []byte
+	algorithm  []byte // of the signature: contents of an OBJECT IDENTIFIER
+	parameters []byte // of that, whole
+	signature  []byte
 }
 
 // readSignerInfo reads the contents of a SignerInfo (RFC 5652, 5.3):
@@ -42,10 +43,9 @@ type signerInfo struct {
 //	signatureAlgorithm  SEQUENCE,
 //	signature           OCTET STRING
 //
-// The signer may also be named by a key identifier there, and attributes may follow
-// that are not signed. Nobody has needed either for firmware, the one is as free to be
-// chosen by whoever makes a certificate as the other by whoever handles the message,
-// and neither is understood by all readers: both are refused.
+// The signer may also be named by a key identifier, and attributes may follow that are
+// not signed. Both are refused. Nothing that signs firmware needs them, the second
+// reader does not know the former, and anybody may add the latter.
 func readSignerInfo(b []byte) (*signerInfo, error) {
 	var r reader
 	version := r.open(&b, tagInteger, "version of SignerInfo")
@@ -69,7 +69,8 @@ func readSignerInfo(b []byte) (*signerInfo, error) {
 		return nil, refuse("attributes", "nothing is signed but the content: no signed attributes")
 	}
 	attributes := r.open(&b, tagAttributes, "signedAttrs")
-	s.signatureAlgorithm = r.open(&b, tagSequence, "signatureAlgorithm")
+	s.parameters = r.open(&b, tagSequence, "signatureAlgorithm")
+	s.algorithm = r.open(&s.parameters, tagOID, "signatureAlgorithm")
 	s.signature = r.open(&b, tagOctetString, "signature")
 	if r.err == nil && len(b) > 0 && b[0] == tagUnsigned {
 		return nil, refuse("unsigned", "it has attributes that are not signed")

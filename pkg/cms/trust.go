@@ -32,8 +32,8 @@ type Trust struct {
 	// it may exclude. Zero is for code signing; a certificate for any purpose is for none.
 	Usage x509.ExtKeyUsage
 
-	// Now is when the CRLs are judged. Where one of them is newer, it is at least as late
-	// as that, and no certificate in the chain may be over by then.
+	// Now is when the CRLs are judged; it has to be said. Where one of them is newer, it is
+	// at least as late as that, and no certificate in the chain may be over by then.
 	Now time.Time
 
 	// Build finds a chain, leaf first, anchor last, in which dates, names and constraints

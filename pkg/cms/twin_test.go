@@ -55,15 +55,15 @@ var sites = []site{
 
 	{"hash", "algorithm.go", `for _, a := range algorithms {`, `for _, a := range accepted() {`},
 	{"hash", "algorithm.go", `algorithms[slices.IndexFunc(algorithms, `, `accepted()[slices.IndexFunc(accepted(), `},
-	{"digest parameters", "algorithm.go", `!absentOrNull(parameters)`, ""},
+	{"digest parameters", "algorithm.go", `!absentOrNull(identifier)`, ""},
 	{"PSS", "algorithm.go", `			if err != nil {
 				return refuse("signature",`, `			if err != nil && !off("PSS") {
 				return refuse("signature",`},
 	{"RSA", "algorithm.go", `rsa.VerifyPKCS1v15(key, s.hash, sum, s.signature); err != nil`, `rsa.VerifyPKCS1v15(key, s.hash, sum, s.signature); err != nil && !off("RSA")`},
 	{"ECDSA", "algorithm.go", `!ecdsa.VerifyASN1(key, sum, s.signature)`, ""},
-	{"RSA algorithm", "algorithm.go", `(bytes.Equal(id, idRSA) || bytes.Equal(id, with.rsa)) && absentOrNull(parameters)`,
-		`off("RSA algorithm") || (bytes.Equal(id, idRSA) || bytes.Equal(id, with.rsa)) && absentOrNull(parameters)`},
-	{"ECDSA algorithm", "algorithm.go", `bytes.Equal(id, with.ecdsa) && len(parameters) == 0`, `off("ECDSA algorithm") || bytes.Equal(id, with.ecdsa) && len(parameters) == 0`},
+	{"RSA algorithm", "algorithm.go", `(bytes.Equal(s.algorithm, idRSA) || bytes.Equal(s.algorithm, with.rsa)) && absentOrNull(s.parameters)`,
+		`off("RSA algorithm") || (bytes.Equal(s.algorithm, idRSA) || bytes.Equal(s.algorithm, with.rsa)) && absentOrNull(s.parameters)`},
+	{"ECDSA algorithm", "algorithm.go", `bytes.Equal(s.algorithm, with.ecdsa) && len(s.parameters) == 0`, `off("ECDSA algorithm") || bytes.Equal(s.algorithm, with.ecdsa) && len(s.parameters) == 0`},
 	{"PSS hash", "algorithm.go", `} else if h != with.hash {`, `} else if h != with.hash && !off("PSS hash") {`},
 	{"MGF1", "algorithm.go", `r.oid(&mgf, idMGF1, "maskGenAlgorithm")`, "if off(\"MGF1\") {\n		r.open(&mgf, tagOID, \"maskGenAlgorithm\")\n	} else {\n		r.oid(&mgf, idMGF1, \"maskGenAlgorithm\")\n	}"},
 	{"PSS trailer", "algorithm.go", `r.end(pss, "parameters")`, "skip"},
@@ -87,6 +87,7 @@ var sites = []site{
 	{"key of the anchor", "trust.go", `err := checkKey(anchor.PublicKey); err != nil`, `err := checkKey(anchor.PublicKey); err != nil && !off("key of the anchor")`},
 	{"signatures of the chain", "trust.go", `!signedWithSHA2(c.SignatureAlgorithm)`, ""},
 
+	{"now", "crl.go", `t.Now.IsZero()`, ""},
 	{"no CRL", "crl.go", `good.IsZero()`, ""},
 	{"CRL signature", "crl.go", `err := crl.CheckSignatureFrom(issuer); err != nil`, `err := crl.CheckSignatureFrom(issuer); err != nil && !off("CRL signature")`},
 	{"CRL algorithm", "crl.go", `!signedWithSHA2(crl.SignatureAlgorithm)`, ""},
