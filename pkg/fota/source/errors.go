@@ -1,7 +1,6 @@
 package source
 
 import (
-	"fmt"
 	"strings"
 	"time"
 	"unicode"
@@ -19,10 +18,6 @@ func (e *UnavailableError) Error() string {
 }
 
 func (e *UnavailableError) Unwrap() error { return e.Err }
-
-func unavailablef(format string, args ...any) error {
-	return &UnavailableError{Err: fmt.Errorf(format, args...)}
-}
 
 const lineLimit = 400 // characters of an error
 

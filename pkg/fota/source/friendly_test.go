@@ -36,7 +36,6 @@ func TestServersThatWillDo(t *testing.T) {
 			w.Header().Set("ETag", `W/"v1"`)
 			modified(time.Date(1999, 1, 1, 0, 0, 0, 0, time.UTC), released)(w, r)
 		}},
-		{"its file was changed just now, and has no ETag", modified(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC), released)}, // when time begins in a bubble
 		{"it redirects within its origin", func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path != "/moved" {
 				http.Redirect(w, r, "https://EXAMPLE.com:443/moved", http.StatusFound)

@@ -241,8 +241,9 @@ func TestHostileServers(t *testing.T) {
 		{"nothing", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "unavailable", "unavailable", "no progress within 30s"},
 		{"a header, and nothing", slow(1, 1000*time.Hour), "unavailable", "unavailable", "no progress within 30s"},
 		{"a byte every 20 seconds", slow(1, 20*time.Second), "unavailable", "unavailable", "no progress within 30s"},
-		{"a header, and it hangs up", cut(0), "unavailable", "unavailable", "unexpected EOF (tried 8 times)"},
-		{"a byte, and it hangs up", cut(1), "unavailable", "unavailable", "unexpected EOF (tried 8 times)"},
+		{"a header, and it hangs up", cut(0), "unavailable", "unavailable", "the connection was lost (tried 8 times)"},
+		{"a byte, and it hangs up", cut(1), "unavailable", "unavailable", "the connection was lost (tried 8 times)"},
+		{"a part in chunks that ends early", raw("HTTP/1.1 206 OK\r\nETag: \"v1\"\r\nContent-Range: {RANGE}\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", ""), "unavailable", "unavailable", "262144 bytes early"},
 	}
 	for _, row := range rows {
 		for _, from := range []int64{1, 4} {
@@ -306,6 +307,9 @@ func meet(t *testing.T, bad http.HandlerFunc, from int64, want, says string) {
 	}
 	if line := err.Error(); len(line) > 2*lineLimit || strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		t.Errorf("got %q, want one short line", line)
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("got %v, which a reader would take for the end of the file", err)
 	}
 	var unavailable *UnavailableError
 	if errors.As(err, &unavailable) && unavailable.RetryAfter > 24*time.Hour {

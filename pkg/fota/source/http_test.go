@@ -205,3 +205,19 @@ func TestMemoryIsBounded(t *testing.T) {
 		}
 	})
 }
+
+func TestALittleIsReadRatherThanSkipped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, opts := serve(t, file(released))
+		r := mustOpen(t, opts)
+		p := make([]byte, 4096)
+		for off := int64(0); off < r.Size()-4096; off += 60_000 {
+			if _, err := r.ReadAt(p, off); err != nil || !bytes.Equal(p, released[off:off+4096]) {
+				t.Fatalf("got error %v or other bytes at %d", err, off)
+			}
+		}
+		if c := r.Counters(); c.Requests > 8 || c.Fetched > r.Size() {
+			t.Errorf("got %+v, want 8 requests and %d bytes at the most", c, r.Size())
+		}
+	})
+}

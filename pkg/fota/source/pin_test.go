@@ -117,3 +117,15 @@ func TestOnlyHTTPSAddressesAreOpened(t *testing.T) {
 		}
 	}
 }
+
+// Dates are whole seconds: what was changed just now may be changed again unseen.
+func TestAFileThatWasChangedJustNowIsPinnedAMinuteLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		changed := time.Now()
+		_, opts := serve(t, modified(changed, released))
+		mustOpen(t, opts)
+		if took := time.Since(changed); took < time.Minute || took > time.Minute+time.Second {
+			t.Errorf("opened after %v, want a minute and up to a second", took)
+		}
+	})
+}

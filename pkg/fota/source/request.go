@@ -65,10 +65,19 @@ func (b *body) read(p []byte) (int, error) {
 		return n, nil
 	case cause != nil:
 		err = cause
-	case err == io.EOF:
-		err = io.ErrUnexpectedEOF
 	}
-	return n, unavailablef("an answer ended %d bytes early: %w", b.left, err)
+	return n, &UnavailableError{Err: fmt.Errorf("an answer ended %d bytes early: %w", b.left, lost(err))}
+}
+
+var errLost = errors.New("the connection was lost")
+
+// lost keeps io.EOF and io.ErrUnexpectedEOF out of an error. To whoever reads a bundle
+// they would say where the file ends, and that is known.
+func lost(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errLost
+	}
+	return err
 }
 
 // end makes sure that an answer that did not say its length is over.
@@ -96,7 +105,7 @@ func (r *Remote) follow(ctx context.Context, first, last int64) (*http.Response,
 	for hops := 0; ; hops++ {
 		resp, err := r.send(ctx, u, first, last)
 		if err != nil {
-			return nil, &UnavailableError{Err: err}
+			return nil, &UnavailableError{Err: lost(err)}
 		}
 		switch resp.StatusCode {
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
