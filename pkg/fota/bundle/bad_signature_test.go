@@ -103,14 +103,14 @@ func (w *workshop) messages() {
 		on         func(*device)
 	}{
 		{"enveloped instead of signed", "crypt", func(m *bt.Message) { m.OuterType = bt.OIDEnveloped }, nil},
-		{"digested instead of signed", "type", func(m *bt.Message) { m.OuterType = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 5} }, nil},
+		{"digested instead of signed (CVE-2020-10759)", "type", func(m *bt.Message) { m.OuterType = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 5} }, nil},
 		{"plain data instead of signed", "type", func(m *bt.Message) { m.OuterType = bt.OIDData }, nil},
 		{"content of another type", "type", func(m *bt.Message) { m.Type = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 1, 4} }, nil},
 		{"signed data in signed data", "type", func(m *bt.Message) { m.Type = bt.OIDSignedData }, nil},
 		{"version 3", "version", func(m *bt.Message) { m.Version = 3 }, nil},
-		{"another manifest in it than was signed", "digest", func(m *bt.Message) { m.Shown = evil }, nil},
+		{"another manifest in it than was signed (CVE-2025-67903)", "digest", func(m *bt.Message) { m.Shown = evil }, nil},
 		{"an empty manifest in it", "digest", func(m *bt.Message) { m.Shown = []byte{} }, nil},
-		{"nobody signed", "signers", func(m *bt.Message) { m.Signers = func([]byte) [][]byte { return nil } }, nil},
+		{"nobody signed (CVE-2020-10759)", "signers", func(m *bt.Message) { m.Signers = func([]byte) [][]byte { return nil } }, nil},
 		{"the signer twice", "signers", func(m *bt.Message) { m.Signers = func(own []byte) [][]byte { return [][]byte{own, own} } }, nil},
 		{"a second signer, of ours", "signers", func(m *bt.Message) {
 			m.Signers = func(own []byte) [][]byte {
@@ -257,9 +257,9 @@ func (w *workshop) signers() {
 	})
 	w.add(fota.StageChain, "issuer", "a certificate by itself", w.by(bt.Issue(w.t, nil, w.pki.Signer.Key, "Releases", nil)), nil)
 
-	// CVE-2026-109399: a CA for something else, below the same root, in the message.
+	// A CA for something else, below the same root, comes with the message.
 	sibling := bt.Issue(w.t, w.pki.Root, key("P-256", "sibling"), "Web CA", bt.CA)
-	w.add(fota.StageChain, "issuer", "a sibling of the issuer", w.by(bt.Issue(w.t, sibling, w.pki.Signer.Key, "Releases", nil)), nil)
+	w.add(fota.StageChain, "issuer", "a sibling of the issuer (CVE-2026-109399)", w.by(bt.Issue(w.t, sibling, w.pki.Signer.Key, "Releases", nil)), nil)
 	below := bt.Issue(w.t, w.pki.Issuing, key("P-256", "below"), "Team CA", bt.CA)
 	w.add(fota.StageChain, "issuer", "a CA below the issuer", w.by(bt.Issue(w.t, below, w.pki.Signer.Key, "Releases", nil)), nil)
 	w.add(fota.StageChain, "issuer", "the root signs for a signer", w.by(bt.Issue(w.t, w.pki.Root, w.pki.Signer.Key, "Releases", nil)), nil)

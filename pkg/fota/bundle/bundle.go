@@ -48,9 +48,21 @@
 //
 // # Errors
 //
-// A bundle that is refused is a *[fota.Refusal], with the stage and a code. Every other
-// error is trouble with reading or writing, and says nothing about the bundle. A source
-// that ends before its size is such trouble.
+// A bundle that is refused is a *[fota.Refusal] with a stage and a code:
+//
+//	container  trailer unsigned plain
+//	cms        crypt, and the codes of [cms.ReadSigned]
+//	chain      the codes of [cms.Trust.Verify]
+//	manifest   size text syntax duplicate unknown missing value filename version
+//	           format verity inner, and what is refused on purpose: crypt hooks
+//	           handler adaptive variant
+//	policy     plain
+//	payload    geometry tree block padding digest changed
+//	squashfs   the codes of [squashfs.FormatError]
+//	image      missing size digest
+//
+// Every other error is trouble with reading or writing, and says nothing about the
+// bundle. A source that ends before its size is such trouble.
 package bundle
 
 import (

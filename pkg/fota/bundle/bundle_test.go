@@ -3,7 +3,9 @@ package bundle
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/sha256"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
@@ -88,6 +90,36 @@ func TestEveryBitOfTheSignature(t *testing.T) {
 			t.Errorf("byte %d of %d changed: refused at %s (%v), want no later than %s", at-first, len(whole)-first, no.Stage, err, fota.StageChain)
 		}
 		whole[at] ^= 1 << (at % 8)
+	}
+}
+
+// TestOtherGoodSignatures: what other tools than rauc may make of a good bundle.
+func TestOtherGoodSignatures(t *testing.T) {
+	for name, change := range map[string]func(*bt.Message){
+		"SHA-384": func(m *bt.Message) { m.Hash = crypto.SHA384 },
+		"SHA-512": func(m *bt.Message) { m.Hash = crypto.SHA512 },
+		"PSS":     func(m *bt.Message) { m.PSS = true },
+		"without the issuer's certificate": func(m *bt.Message) {
+			m.Certificates = [][]byte{m.By.Cert.Raw}
+		},
+		"with an attribute that nobody asked for": func(m *bt.Message) {
+			m.Attributes = func(own [][]byte) [][]byte {
+				now := bt.TLV(0x17, []byte("260101000000Z"))
+				return [][]byte{own[0], bt.Attribute(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 5}, now), own[1]}
+			}
+		},
+	} {
+		for _, format := range []string{"verity", "plain"} {
+			pki := bt.NewPKI(t, "P-256", "RSA-3072")
+			d, r := deviceOf(t, pki), bt.NewRelease("acme-gw", "1.1.0+sv2")
+			r.Format, d.policy.AllowPlain = format, true
+			m := bt.Message{By: pki.Signer}
+			change(&m)
+			whole := r.With(t, m).Bytes()
+			if _, err := d.judge(bytes.NewReader(whole), int64(len(whole))); err != nil {
+				t.Errorf("%s, %s: %v", name, format, err)
+			}
+		}
 	}
 }
 

@@ -211,3 +211,35 @@ func FuzzVerity(f *testing.F) {
 		}
 	})
 }
+
+// TestBeyondFourGiB: positions are counted in 64 bits all the way.
+func TestBeyondFourGiB(t *testing.T) {
+	const size = 5 << 30
+	// The levels of a tree over nothing but zeros, the leaves first. All blocks of a level
+	// are alike, since 5 GiB fill all of them but the root's.
+	var levels [][]byte
+	for below, block := int64(size/blockSize), make([]byte, blockSize); below > 1; {
+		hashes := bytes.Repeat(bundletest.Root(block, bundletest.Salt), int(below))
+		hashes = append(hashes, make([]byte, (blockSize-len(hashes)%blockSize)%blockSize)...)
+		levels = append(levels, hashes)
+		block, below = hashes[:blockSize], int64(len(hashes)/blockSize)
+	}
+	slices.Reverse(levels)
+	grown := slices.Concat(levels...)
+	v := fota.Verity{Root: [32]byte(bundletest.Root(grown, bundletest.Salt)), Salt: [32]byte(bundletest.Salt), Size: int64(len(grown))}
+	s := &sparse{tail: grown, size: size + int64(len(grown))}
+	verified := grow(t, s, s.size, v)
+	p := make([]byte, 3*blockSize)
+	for _, at := range []int64{0, 1<<31 - 5000, 1<<32 - 5000, size - int64(len(p))} {
+		if n, err := verified.ReadAt(p, at); err != nil || n != len(p) {
+			t.Errorf("at %d: got %d bytes, %v", at, n, err)
+		}
+	}
+	s.head = []byte{0, 0, 1}
+	verified = grow(t, s, s.size, v)
+	if _, err := verified.ReadAt(p, 1<<32); err != nil {
+		t.Errorf("a block above 4 GiB: %v", err)
+	}
+	_, err := verified.ReadAt(p, 0)
+	wantRefusal(t, "the block 4 GiB below", err, fota.StagePayload, "block")
+}
