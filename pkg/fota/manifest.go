@@ -5,7 +5,7 @@ package fota
 type Manifest struct {
 	Compatible  string // which devices it is for
 	Version     Version
-	Description string // for people; never empty by rule
+	Description string // for people; may be empty
 	Build       string
 	Format      Format
 	Verity      Verity // of FormatVerity; zero otherwise
