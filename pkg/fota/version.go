@@ -58,6 +58,24 @@ func (v Version) String() string {
 	return fmt.Sprintf("%d.%d.%d+sv%d", v.Major, v.Minor, v.Patch, v.Security)
 }
 
+// MarshalText gives what String does; the zero Version is "".
+func (v Version) MarshalText() ([]byte, error) {
+	if v == (Version{}) {
+		return nil, nil
+	}
+	return []byte(v.String()), nil
+}
+
+// UnmarshalText reads what MarshalText gives.
+func (v *Version) UnmarshalText(b []byte) (err error) {
+	if len(b) == 0 {
+		*v = Version{}
+		return nil
+	}
+	*v, err = ParseVersion(string(b))
+	return err
+}
+
 // Compare orders releases: negative when v came before w. The security version
 // counts last, since it says nothing about age.
 func (v Version) Compare(w Version) int {

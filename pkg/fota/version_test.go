@@ -1,6 +1,7 @@
 package fota_test
 
 import (
+	"encoding/json"
 	"errors"
 	"testing"
 	"testing/fstest"
@@ -67,5 +68,20 @@ func TestRunning(t *testing.T) {
 	}
 	if v, err := fota.Running(image("IMAGE_VERSION=latest\n")); err == nil || errors.Is(err, fota.ErrNoVersion) {
 		t.Errorf("a version that is none: got %v, %v", v, err)
+	}
+}
+
+func TestVersionInJSON(t *testing.T) {
+	for _, text := range []string{`""`, `"2.1.0+sv6"`} {
+		var v fota.Version
+		if err := json.Unmarshal([]byte(text), &v); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := json.Marshal(v); err != nil || string(got) != text {
+			t.Errorf("%s became %s, %v", text, got, err)
+		}
+	}
+	if err := json.Unmarshal([]byte(`"2.1"`), new(fota.Version)); err == nil {
+		t.Error("2.1 was read as a version")
 	}
 }

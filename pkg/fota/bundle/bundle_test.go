@@ -507,3 +507,32 @@ func TestConcurrentUse(t *testing.T) {
 		all.Wait()
 	})
 }
+
+// TestReadsOnce: a bundle may come over a network, where every byte and every request
+// counts.
+func TestReadsOnce(t *testing.T) {
+	d, r, by := maker(t)
+	r.Files["rootfs.img"] = bt.Noise(24<<20, "large")
+	files := map[string][]byte{"rootfs.img": r.Files["rootfs.img"], "appfs.img": r.Files["appfs.img"], manifestName: []byte(r.Manifest())}
+	whole := bt.Build(t, bt.Squashfs(t, files, "-noD"), r.Manifest(), "verity", bt.Message{By: by}).Bytes()
+	s := newSource(whole)
+	readings := 0
+	s.before = func(int64, int) error { readings++; return nil }
+	b, err := Open(s, int64(len(whole)), &d.trust)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, image := range b.Manifest.Images {
+		if err := b.CopyImage(context.Background(), io.Discard, image, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if most := int64(len(whole)) * 105 / 100; s.read > most {
+		t.Errorf("%d bytes were read of a bundle of %d, want %d at most", s.read, len(whole), most)
+	}
+	// Spans, blocks of the tree, and a few for the tables of squashfs.
+	if most := len(whole)/spanSize + len(whole)/(blockSize*fanOut) + 32; readings > most {
+		t.Errorf("%d readings of a bundle of %d bytes, want %d at most", readings, len(whole), most)
+	}
+	t.Logf("%d bytes, %d read in %d readings", len(whole), s.read, readings)
+}

@@ -36,7 +36,7 @@ func readKeyFile(text []byte) ([]group, error) {
 	n := 0
 	for line := range strings.SplitSeq(string(text), "\n") {
 		n++
-		if i := strings.IndexFunc(line, unicode.IsControl); i >= 0 {
+		if strings.ContainsFunc(line, isControl) {
 			return nil, refuse("text", "line %d: a control character", n)
 		}
 		if line == "" || line[0] == '#' {
@@ -72,6 +72,10 @@ func readKeyFile(text []byte) ([]group, error) {
 	}
 	return groups, nil
 }
+
+// isControl is unicode.IsControl but for tabs, which GKeyFile writes as they are unless
+// they begin a value.
+func isControl(r rune) bool { return r != '\t' && unicode.IsControl(r) }
 
 // isName reports whether s may be the name of a key, or of a group, which may have
 // dots in it.

@@ -68,7 +68,7 @@ func TestManifestAccepts(t *testing.T) {
 		{"metadata of others", "[image.rootfs]", "[meta.acme]\nticket=1234\n\n[image.rootfs]"},
 		{"both security versions, which agree", "[image.rootfs]", "[meta.fota]\nsecurity-version=6\n\n[image.rootfs]"},
 		{"no newline at the end", "filename=rootfs.img\n", "filename=rootfs.img"},
-		{"text for people", "version=", "description=\\sFixes\\nall\\\\most \xc3\xa4\nbuild=20261125\nversion="},
+		{"text for people", "version=", "description=\\sFixes\\nall\\\\mo\tst \xc3\xa4\nbuild=20261125\nversion="},
 		{"a second slot of the same file", "[image.rootfs]", "[image.rescue]\nfilename=rootfs.img\nsize=1048576\nsha256=" + hex64 + "\n[image.rootfs]"},
 	} {
 		if _, err := readManifest([]byte(strings.Replace(signedManifest, good.old, good.new, 1)), outside); err != nil {
@@ -89,7 +89,10 @@ var badManifests = []struct{ name, old, new, code string }{
 	{"NUL", "acme", "ac\x00me", "text"},
 	{"not UTF-8", "acme", "ac\xffme", "text"},
 	{"a carriage return", "acme-gw\n", "acme-gw\r\n", "text"},
-	{"a tab before a key", "version", "\tversion", "text"},
+	{"a tab before a key", "version", "\tversion", "syntax"},
+	{"a tab before a value", "acme-gw", "\tacme-gw", "syntax"},
+	{"a tab in what has no tabs", "acme-gw", "acme\tgw", "value"},
+	{"a vertical tab", "acme-gw", "acme\vgw", "text"},
 	{"a byte order mark", "[update]", "\ufeff[update]", "syntax"},
 	{"spaces around the sign", "version=", "version =", "syntax"},
 	{"space after the sign", "version=", "version= ", "syntax"},

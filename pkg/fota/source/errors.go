@@ -7,7 +7,8 @@ import (
 )
 
 // An UnavailableError says that the bytes could not be had now. The same read may succeed
-// later; nothing is known to be wrong with the file.
+// later; nothing is known to be wrong with the file. It is never an io.EOF, or an
+// io.ErrUnexpectedEOF, within.
 type UnavailableError struct {
 	RetryAfter time.Duration // what the server asked for, up to a day; 0: nothing
 	Err        error

@@ -191,6 +191,10 @@ func TestHostileServers(t *testing.T) {
 		{"an ETag that would clear the screen", headed("ETag", "\"\x1b[2J\""), "unavailable", "unavailable", "malformed"},
 		{"an ETag of 8 KiB", headed("ETag", `"`+strings.Repeat("v", 8<<10)+`"`), "final", "changed", "vvv"},
 		{"no ETag", headed("ETag"), "final", "final", "left out the ETag"},
+		{"no ETag, a Last-Modified, and no Date", edited(func(p *part) {
+			p.Header["Etag"], p.Header["Date"] = nil, nil
+			p.Set("Last-Modified", "Fri, 01 Jan 1999 00:00:00 GMT")
+		}), "final", "final", "left out the ETag"},
 		{"a file of another version", version1(`"v2"`, other), notTried, "changed", "v2"},
 		{"a file of the same version, and longer", version1(`"v1"`, other), notTried, "changed", "2097153 bytes"},
 		{"a file of the same version, and shorter", version1(`"v1"`, released[:64<<10]), notTried, "changed", "no byte"},

@@ -14,7 +14,8 @@ import (
 	"sync/atomic"
 )
 
-// Options say how a server is reached. The zero value reaches it as anybody would.
+// Options say how a server is reached: as anybody would, if they are zero. Proxies are those
+// of the environment (HTTPS_PROXY, NO_PROXY), reached over http or socks5.
 type Options struct {
 	// TLS verifies the server and holds the certificate of the device. Every loss may
 	// cost a handshake: with a key in a TPM, a ClientSessionCache saves its signature.

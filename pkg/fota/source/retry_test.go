@@ -45,6 +45,7 @@ func TestAServerThatAsksToWaitIsLeftAlone(t *testing.T) {
 		{"for more seconds than there are", "99999999999999999999999", "", 24 * time.Hour, 1},
 		{"until an hour from its now", "Wed, 25 Nov 2026 10:00:00 GMT", "Wed, 25 Nov 2026 09:00:00 GMT", time.Hour, 1},
 		{"until an hour before its now", "Wed, 25 Nov 2026 08:00:00 GMT", "Wed, 25 Nov 2026 09:00:00 GMT", 0, triesMost},
+		{"until an hour from a now that cannot be read", "Wed, 25 Nov 2026 10:00:00 GMT", "today", 0, triesMost},
 		{"for less than nothing", "-99999999999999999999999", "", 0, triesMost},
 		{"for nothing that can be read", "soon", "", 0, triesMost},
 	} {

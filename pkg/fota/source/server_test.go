@@ -22,7 +22,9 @@ import (
 const address = "https://example.com/release.raucb" // a name in the certificate of httptest
 
 func TestMain(m *testing.M) {
-	os.Setenv("NO_PROXY", "*") // net/http looks once
+	// net/http looks at these once.
+	os.Setenv("HTTPS_PROXY", "https://user:secret@proxy.test")
+	os.Setenv("NO_PROXY", "example.com,example.org")
 	os.Exit(m.Run())
 }
 

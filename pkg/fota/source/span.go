@@ -86,9 +86,6 @@ func (r *Remote) place(off int64) *span {
 	// At the end of the file, what is before the trailer will be wanted next.
 	old.off = min(off, max(0, r.pin.Size-spanFirst))
 	old.buf, old.next = old.buf[:0], spanFirst
-	if r.last == old {
-		r.last = nil
-	}
 	return old
 }
 

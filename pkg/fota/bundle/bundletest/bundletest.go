@@ -33,6 +33,7 @@ type Release struct {
 	Format              string            // "verity" or "plain"
 	Files               map[string][]byte // in the payload, besides the manifest
 	Slots               map[string]string // the file for each class of slots
+	Update              string            // lines at the end of the manifest's first group
 	More                string            // text at the end of the manifest
 }
 
@@ -46,7 +47,7 @@ func NewRelease(compatible, version string) Release {
 // Input is the manifest that a maker writes.
 func (r Release) Input() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "[update]\ncompatible=%s\nversion=%s\n\n[bundle]\nformat=%s\n", r.Compatible, r.Version, r.Format)
+	fmt.Fprintf(&b, "[update]\ncompatible=%s\nversion=%s\n%s\n[bundle]\nformat=%s\n", r.Compatible, r.Version, r.Update, r.Format)
 	for _, slot := range slices.Sorted(maps.Keys(r.Slots)) {
 		fmt.Fprintf(&b, "\n[image.%s]\nfilename=%s\n", slot, r.Slots[slot])
 	}
@@ -56,7 +57,7 @@ func (r Release) Input() string {
 // Manifest is what `rauc bundle` makes of it, and puts into the payload.
 func (r Release) Manifest() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "[update]\ncompatible=%s\nversion=%s\n\n[bundle]\nformat=%s\n", r.Compatible, r.Version, r.Format)
+	fmt.Fprintf(&b, "[update]\ncompatible=%s\nversion=%s\n%s\n[bundle]\nformat=%s\n", r.Compatible, r.Version, r.Update, r.Format)
 	for _, slot := range slices.Sorted(maps.Keys(r.Slots)) {
 		file := r.Files[r.Slots[slot]]
 		fmt.Fprintf(&b, "\n[image.%s]\nsha256=%x\nsize=%d\nfilename=%s\n", slot, sha256.Sum256(file), len(file), r.Slots[slot])

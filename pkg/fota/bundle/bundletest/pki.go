@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"os"
 	"path/filepath"
@@ -137,16 +138,26 @@ func (s *Signer) files(t testing.TB, dir string) (key, cert string, above []stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	write := func(name, kind string, der []byte) string {
+	write := func(name string, b []byte) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
-	key, cert = write("key.pem", "PRIVATE KEY", der), write("cert.pem", "CERTIFICATE", s.Cert.Raw)
+	private := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	key, cert = write("key.pem", private), write("cert.pem", PEM(s.Cert))
 	for i, c := range s.Above {
-		above = append(above, write("above"+string(rune('0'+i))+".pem", "CERTIFICATE", c.Raw))
+		above = append(above, write(fmt.Sprintf("above%d.pem", i), PEM(c)))
 	}
 	return key, cert, above
+}
+
+// PEM is certificates one after the other.
+func PEM(certs ...*x509.Certificate) []byte {
+	var b []byte
+	for _, c := range certs {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+	}
+	return b
 }
