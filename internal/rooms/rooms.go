@@ -42,6 +42,7 @@ var graph = map[string][]string{
 	"pkg/fota":                 {},
 	"pkg/fota/bundle":          {"pkg/cms", "pkg/fota", "pkg/fota/bundle/squashfs"},
 	"pkg/fota/bundle/squashfs": {"github.com/klauspost/compress", "github.com/ulikunitz/xz"},
+	"pkg/fota/sdboot/pe":       {},
 	"pkg/fota/source":          {},
 	"pkg/rot":                  {},
 	"pkg/rot/rottest":          {"pkg/rot"},
@@ -79,7 +80,8 @@ var graph = map[string][]string{
 	"internal/lab/ca":          {},
 	"internal/lab/est":         {"internal/lab/ca", "go.mozilla.org/pkcs7"},
 	"internal/lab/demo":        {"internal/lab", "internal/lab/ca", "internal/swtpm", "go.mozilla.org/pkcs7"},
-	"cmd/lab":                  {"internal/cli", "internal/lab", "internal/lab/ca", "internal/lab/demo", "github.com/spf13/cobra"},
+	"internal/lab/sign":        {"internal/config", "internal/lab/ca", "pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/store"},
+	"cmd/lab":                  {"internal/cli", "internal/lab", "internal/lab/ca", "internal/lab/demo", "internal/lab/sign", "pkg/fota", "github.com/spf13/cobra"},
 
 	// Tests of the whole, what they share, and the test of the house.
 	"internal/agent/agenttest": {"internal/agent", "internal/config", "internal/lab", "pkg/audit", "pkg/lifecycle",
