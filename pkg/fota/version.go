@@ -1,5 +1,10 @@
 // Package fota is firmware policy: which release runs, and which one may follow
-// it. Verification and installation come with the installer.
+// it.
+//
+// A [Manifest] is what a release says of itself, once package bundle has verified it; a
+// [Policy] is what the device and its owner say; [Policy.Check] brings them together
+// before the first byte is written. Whoever says no, from the container to the boot
+// loader, says it as a [*Refusal]: where, by a code, and why.
 //
 // A release is named X.Y.Z+svN. X.Y.Z orders releases for people; N, the
 // security version, only ever grows, and a device refuses to go below the one
