@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// A Trust says who may sign. The zero Trust trusts nobody.
+// A Trust says who may sign. The zero Trust trusts nobody, and nothing that is left out
+// makes it trust more.
 type Trust struct {
 	// Anchors are where every chain ends.
 	Anchors []*x509.Certificate
@@ -60,22 +61,22 @@ func (t *Trust) Verify(s *Signed) ([]*x509.Certificate, error) {
 	if err := checkAlgorithms(s.Signer); err != nil {
 		return nil, err
 	}
-	var issuers []*x509.Certificate
+	var above []*x509.Certificate
 	for _, ca := range t.Issuers {
 		if bytes.Equal(ca.RawSubject, s.Signer.RawIssuer) && s.Signer.CheckSignatureFrom(ca) == nil {
-			issuers = append(issuers, ca)
+			above = append(above, ca)
 		}
 	}
-	if issuers == nil {
+	if above == nil {
 		return nil, refuse("issuer", "the signer's certificate is not issued by a CA that is pinned")
 	}
 	// A chain that begins in another way would not be taken, so it is not offered.
 	for _, c := range s.Certificates {
 		if !bytes.Equal(c.RawSubject, s.Signer.RawIssuer) && !c.Equal(s.Signer) {
-			issuers = append(issuers, c)
+			above = append(above, c)
 		}
 	}
-	chain, err := t.Build(s.Signer, issuers, t.Anchors, usage)
+	chain, err := t.Build(s.Signer, above, t.Anchors, usage)
 	if err != nil {
 		return nil, &Refusal{reason(err), err}
 	}

@@ -71,10 +71,10 @@ var sites = []site{
 
 	{"anchors", "trust.go", `len(t.Anchors) == 0`, ""},
 	{"issuers", "trust.go", `len(t.Issuers) == 0`, ""},
-	{"pin", "trust.go", `issuers == nil`, ""},
+	{"pin", "trust.go", `above == nil`, ""},
 	{"its own signature", "trust.go", `s.Signer.CheckSignatureFrom(ca) == nil`, `(off("its own signature") || s.Signer.CheckSignatureFrom(ca) == nil)`},
 	{"what is offered", "trust.go", `!bytes.Equal(c.RawSubject, s.Signer.RawIssuer)`, `(off("what is offered") || !bytes.Equal(c.RawSubject, s.Signer.RawIssuer))`},
-	{"chain", "trust.go", `t.Build(s.Signer, issuers,`, `builder(t.Build)(s.Signer, issuers,`},
+	{"chain", "trust.go", `t.Build(s.Signer, above,`, `builder(t.Build)(s.Signer, above,`},
 	{"purpose of the chain", "trust.go", `t.Anchors, usage)`, `t.Anchors, purpose(usage))`},
 	{"pin in the chain", "trust.go", `len(chain) < 2 || !slices.ContainsFunc(t.Issuers, chain[1].Equal)`, ""},
 	{"no CA", "trust.go", `case leaf.IsCA:`, `case leaf.IsCA && !off("no CA"):`},
