@@ -40,27 +40,30 @@ type Release struct {
 // NewRelease is a small one, of a root file system and an application.
 func NewRelease(compatible, version string) Release {
 	return Release{Compatible: compatible, Version: version, Format: "verity",
-		Files: map[string][]byte{"rootfs.img": append(Noise(150<<10, version), Text(200<<10)...), "appfs.img": append(Text(56<<10), Noise(8<<10, "app")...)},
+		Files: map[string][]byte{
+			"rootfs.img": append(Noise(150<<10, version), Text(200<<10)...),
+			"appfs.img":  append(Text(56<<10), Noise(8<<10, "app")...),
+		},
 		Slots: map[string]string{"rootfs": "rootfs.img", "appfs": "appfs.img"}}
 }
 
 // Input is the manifest that a maker writes.
 func (r Release) Input() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "[update]\ncompatible=%s\nversion=%s\n%s\n[bundle]\nformat=%s\n", r.Compatible, r.Version, r.Update, r.Format)
-	for _, slot := range slices.Sorted(maps.Keys(r.Slots)) {
-		fmt.Fprintf(&b, "\n[image.%s]\nfilename=%s\n", slot, r.Slots[slot])
-	}
-	return b.String() + r.More
+	return r.manifest(func(string) string { return "" })
 }
 
 // Manifest is what `rauc bundle` makes of it, and puts into the payload.
 func (r Release) Manifest() string {
+	return r.manifest(func(file string) string {
+		return fmt.Sprintf("sha256=%x\nsize=%d\n", sha256.Sum256(r.Files[file]), len(r.Files[file]))
+	})
+}
+
+func (r Release) manifest(about func(file string) string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "[update]\ncompatible=%s\nversion=%s\n%s\n[bundle]\nformat=%s\n", r.Compatible, r.Version, r.Update, r.Format)
 	for _, slot := range slices.Sorted(maps.Keys(r.Slots)) {
-		file := r.Files[r.Slots[slot]]
-		fmt.Fprintf(&b, "\n[image.%s]\nsha256=%x\nsize=%d\nfilename=%s\n", slot, sha256.Sum256(file), len(file), r.Slots[slot])
+		fmt.Fprintf(&b, "\n[image.%s]\n%sfilename=%s\n", slot, about(r.Slots[slot]), r.Slots[slot])
 	}
 	return b.String() + r.More
 }
