@@ -11,8 +11,8 @@ type Policy struct {
 	Running Version
 	// Floor is the oldest security version that may run; nobody's permission goes below.
 	Floor uint32
-	// Slots are the classes of slots that the device has, and the bytes of the smaller
-	// of two. Every image needs one. A class without an image is not written: the
+	// Slots are the classes of slots that the device has, and how many bytes an image for
+	// each may have. Every image needs one. A class without an image is not written: the
 	// other slot of it keeps what it has, and what starts from it is the business of
 	// whoever made a release that leaves it out.
 	Slots map[string]int64
