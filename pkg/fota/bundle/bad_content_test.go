@@ -170,7 +170,7 @@ func (w *workshop) payloads() {
 		}), nil)
 	}
 	number("payload: a tree that is signed as larger", len(good.Tree)+blockSize)
-	number("payload: a tree that is signed as larger than everything", 1<<62)
+	number("payload: a tree that is signed as larger than everything", numberLimit)
 	number("payload: a tree that is signed as of the size of the payload", len(good.Tree)+len(good.Data))
 
 	// A tree that is signed, and has something behind its hashes.

@@ -16,6 +16,7 @@ const (
 	textLimit     = 1 << 10 // bytes of compatible, description, build
 	fileNameLimit = 255     // bytes; NAME_MAX
 	slotLimit     = 32      // bytes of the name of a class of slots
+	numberLimit   = 1 << 48 // of any number of bytes, so that their sums do not overflow
 	manifestName  = "manifest.raucm"
 )
 
@@ -196,7 +197,7 @@ func isFile(name string) bool {
 // decimal reads a positive number in its one shortest form.
 func decimal(s string) (int64, bool) {
 	n, err := strconv.ParseInt(s, 10, 64)
-	return n, err == nil && n > 0 && strconv.FormatInt(n, 10) == s
+	return n, err == nil && 0 < n && n <= numberLimit && strconv.FormatInt(n, 10) == s
 }
 
 // readHash fills h from lower-case hexadecimal digits.
