@@ -138,8 +138,8 @@ type bad struct {
 
 // least says how many bad bundles there are for each stage, at least.
 var least = map[fota.Stage]int{
-	fota.StageContainer: 10, fota.StageCMS: 35, fota.StageChain: 20, fota.StageManifest: 50, fota.StagePolicy: 10,
-	fota.StagePayload: 15, fota.StageSquashfs: 8, fota.StageImage: 6,
+	fota.StageContainer: 15, fota.StageCMS: 60, fota.StageChain: 30, fota.StageManifest: 100, fota.StagePolicy: 14,
+	fota.StagePayload: 30, fota.StageSquashfs: 15, fota.StageImage: 12,
 }
 
 // TestGoodAndBad: in one run, every good bundle is taken, and every bad one is refused

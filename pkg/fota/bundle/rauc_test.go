@@ -84,3 +84,35 @@ func raucInfo(t *testing.T, pki *bt.PKI, b []byte) (i info) {
 	}
 	return i
 }
+
+// TestRaucCrypt: what rauc encrypts is refused for that reason, both before, with the key
+// in the manifest, and after.
+func TestRaucCrypt(t *testing.T) {
+	pki := bt.NewPKI(t, "P-256", "P-256")
+	d := deviceOf(t, pki)
+	r := bt.NewRelease("acme-gw", "1.1.0+sv2")
+	r.Format = "crypt"
+	clear := r.Rauc(t, pki.Signer, "-comp zstd")
+	_, err := Open(bytes.NewReader(clear), int64(len(clear)), &d.trust)
+	wantRefusal(t, "before it is encrypted", err, fota.StageManifest, "crypt")
+
+	dir := t.TempDir()
+	recipient := bt.Issue(t, nil, bt.Key(t, "RSA-2048", "recipient"), "Device", nil)
+	for name, b := range map[string][]byte{"clear": clear, "anchors.pem": bt.PEM(pki.Root.Cert), "recipient.pem": bt.PEM(recipient.Cert),
+		"system.conf": []byte("[system]\ncompatible=acme-gw\nbootloader=noop\n[keyring]\npath=anchors.pem\ncheck-purpose=codesign\n")} {
+		if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("rauc", "--conf=system.conf", "encrypt", "--to=recipient.pem", "clear", "encrypted")
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("rauc encrypt: %v\n%s", err, out)
+	}
+	encrypted, err := os.ReadFile(filepath.Join(dir, "encrypted"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(bytes.NewReader(encrypted), int64(len(encrypted)), &d.trust)
+	wantRefusal(t, "encrypted", err, fota.StageCMS, "crypt")
+}
