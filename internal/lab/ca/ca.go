@@ -1,14 +1,14 @@
 // Package ca is a certificate authority in a folder: a root, an issuing CA under
-// it, and a record of everything that was issued. The lab runs two, which know
-// nothing of each other: a maker's, for birth certificates (IDevID), and an
-// owner's, for everyday ones (LDevID).
+// it, and a record of everything that was issued. The lab has three, which know
+// nothing of each other: a maker's, for birth certificates (IDevID), an owner's, for
+// everyday ones (LDevID), and one for who signs firmware.
 //
-//	root -(signs)-> issuing CA -(signs)-> devices, operators, servers
+//	root -(signs)-> issuing CA -(signs)-> devices, operators, servers, signers
 //
 // [Open] makes what is missing, [CA.Issue] answers a certificate request,
-// [CA.Renew] one for a successor, [CA.Server] and [CA.Operator] keep certificates
-// whose key is made here. [Passwords] are how a device without any certificate
-// shows that it is expected.
+// [CA.Renew] one for a successor, [CA.Server], [CA.Operator] and [CA.Signer] keep
+// certificates whose key is made here. [Passwords] are how a device without any
+// certificate shows that it is expected.
 //
 // What is promised:
 //
@@ -27,12 +27,13 @@
 //	issued.jsonl              one line a certificate, see [Record]; locked (flock(2))
 //	                          from Open to Close, so that one process issues
 //	server-NAME.pem           certificate, issuing CA and key of a server of the lab
-//	operator.pem              the same of the lab's own operator
+//	operator.pem, signer.pem  the same of the lab's own operator, and of who signs code
+//	root.crl, issuing.crl     what is revoked, if [CA.CRLs] was asked
 //	passwords/ID.json         a one-time password, salted and hashed
 //
 // Keys are P-256, in files that only their owner can read. That is enough for
 // demonstrations, tests and small fleets, and for nothing that must resist whoever
-// reads the disk. Certificates follow RFC 5280; there are no CRLs.
+// reads the disk. Certificates and CRLs follow RFC 5280; nothing can be revoked yet.
 package ca
 
 import (

@@ -1,7 +1,6 @@
 package ca
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -63,13 +62,15 @@ func load[T any](path string, parse func(der []byte) (T, error)) (v T, err error
 	return v, nil
 }
 
-func encodeCertificates(certs ...*x509.Certificate) []byte {
-	var text bytes.Buffer
+func encodeCertificates(certs ...*x509.Certificate) (text []byte) {
 	for _, cert := range certs {
-		// A bytes.Buffer takes everything.
-		_ = pem.Encode(&text, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
+		text = append(text, encode("CERTIFICATE", cert.Raw)...)
 	}
-	return text.Bytes()
+	return text
+}
+
+func encode(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
 }
 
 func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
@@ -77,7 +78,7 @@ func encodeKey(key *ecdsa.PrivateKey) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+	return encode("PRIVATE KEY", der), nil
 }
 
 // replace puts text in place of what is at path: after a power cut there is the

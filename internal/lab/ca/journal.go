@@ -19,7 +19,7 @@ type Record struct {
 	Serial      string // hex
 	SPKI        string // SHA-256 of the SubjectPublicKeyInfo, hex
 	NotAfter    time.Time
-	Profile     string // birth, device, operator or server
+	Profile     string // birth, device, operator, server or signer
 	Certificate []byte // DER, base64
 }
 

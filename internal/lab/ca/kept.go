@@ -43,6 +43,12 @@ func (c *CA) Operator() (*tls.Certificate, error) {
 	return c.keep("operator.pem", &x509.Certificate{Subject: pkix.Name{CommonName: OperatorName}}, Operator())
 }
 
+// Signer returns the certificate, with chain and key, of who signs releases with this
+// CA. It is kept in signer.pem as those of servers are.
+func (c *CA) Signer() (*tls.Certificate, error) {
+	return c.keep("signer.pem", &x509.Certificate{Subject: pkix.Name{CommonName: "release signer"}}, signer())
+}
+
 // keep returns what is in a file, if it is still good for what tmpl says, or else
 // puts something new there. Chain and key are in one file, so that no power cut can
 // part them.

@@ -18,6 +18,9 @@ const OperatorName = "operator"
 
 const (
 	deviceLifetime = 90 * 24 * time.Hour
+	// A release can be installed while its signer's certificate lasts. One is used for
+	// two thirds of that, so every release has a year at least.
+	signerLifetime = 3 * 365 * 24 * time.Hour
 	namesLimit     = 4 << 10 // bytes of a subject and its alternative names
 	rsaMin, rsaMax = 2048, 4096
 )
@@ -59,6 +62,11 @@ func Operator() Profile {
 // server is the profile of the lab's own servers. Nobody can ask for it.
 func server() Profile {
 	return Profile{name: "server", usage: x509.ExtKeyUsageServerAuth, lifetime: deviceLifetime}
+}
+
+// signer is the profile of who signs code. Nobody can ask for it.
+func signer() Profile {
+	return Profile{name: "signer", usage: x509.ExtKeyUsageCodeSigning, lifetime: signerLifetime}
 }
 
 // String is the name by which the record knows the profile.
