@@ -17,7 +17,7 @@ loopback interface: for demonstrations, tests and small fleets.
 Exit codes: 0 done; 1 refused or does not verify; 2 usage or configuration;
 3 something needed (a port, a folder, permission) is not available.`,
 	}
-	root.AddCommand(upCommand(), demoCommand(), passwordCommand(), mosquittoCommand(), cli.Version(root.Name()))
+	root.AddCommand(upCommand(), demoCommand(), passwordCommand(), mosquittoCommand(), signCommand(), cli.Version(root.Name()))
 	return root
 }
 

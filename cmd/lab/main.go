@@ -11,6 +11,7 @@ import (
 	"birthmark/internal/cli"
 	"birthmark/internal/lab"
 	"birthmark/internal/lab/ca"
+	"birthmark/internal/lab/sign"
 )
 
 func main() {
@@ -19,7 +20,10 @@ func main() {
 
 // hint is what to do about err, if anything general can be said.
 func hint(err error) string {
+	var missing *sign.MissingError
 	switch {
+	case errors.As(err, &missing):
+		return "apt install " + missing.Package
 	case errors.Is(err, lab.ErrInUse):
 		return "stop it, or name another folder with --dir"
 	case errors.Is(err, lab.ErrNoLab):
@@ -27,7 +31,7 @@ func hint(err error) string {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "stop what listens there, or remove lab.json from the lab's folder for other ports: devices then need the new device/birthmark.toml"
 	case errors.Is(err, os.ErrPermission):
-		return "name a folder of your own with --dir"
+		return "run it as whose files these are, or name others"
 	case errors.Is(err, syscall.ENOSPC):
 		return "make room on the disk"
 	}
@@ -42,10 +46,12 @@ func (e usageError) Error() string { return string(e) }
 func exitCode(err error) int {
 	var usage usageError
 	var refused *ca.RefusedError // the name of a device, which was given here
+	var release *sign.ReleaseError
+	var missing *sign.MissingError
 	switch {
-	case errors.As(err, &usage), errors.As(err, &refused):
+	case errors.As(err, &usage), errors.As(err, &refused), errors.As(err, &release):
 		return cli.Usage
-	case errors.Is(err, lab.ErrInUse), errors.Is(err, lab.ErrNoLab), errors.Is(err, syscall.EADDRINUSE),
+	case errors.As(err, &missing), errors.Is(err, lab.ErrInUse), errors.Is(err, lab.ErrNoLab), errors.Is(err, syscall.EADDRINUSE),
 		errors.Is(err, os.ErrPermission), errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ENOSPC),
 		errors.Is(err, context.Canceled):
 		return cli.Unavailable
