@@ -45,7 +45,7 @@ func readKeyFile(text []byte) ([]group, error) {
 		if line[0] == '[' {
 			name, ok := strings.CutSuffix(line[1:], "]")
 			switch {
-			case !ok || !isName(name, true):
+			case !ok || !isName(name):
 				return nil, refuse("syntax", "line %d: not the name of a group", n)
 			case seen[name]:
 				return nil, refuse("duplicate", "line %d: group %s is there twice", n, name)
@@ -57,7 +57,7 @@ func readKeyFile(text []byte) ([]group, error) {
 			continue
 		}
 		key, raw, ok := strings.Cut(line, "=")
-		if !ok || !isName(key, false) || len(groups) == 0 {
+		if !ok || !isName(key) || len(groups) == 0 {
 			return nil, refuse("syntax", "line %d: neither a group nor a key of one", n)
 		}
 		g := groups[len(groups)-1]
@@ -77,21 +77,11 @@ func readKeyFile(text []byte) ([]group, error) {
 // they begin a value.
 func isControl(r rune) bool { return r != '\t' && unicode.IsControl(r) }
 
-// isName reports whether s may be the name of a key, or of a group, which may have
-// dots in it.
-func isName(s string, dots bool) bool {
-	if s == "" || len(s) > nameLimit {
-		return false
-	}
-	for _, c := range []byte(s) {
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_':
-		case c == '.' && dots:
-		default:
-			return false
-		}
-	}
-	return true
+// isName reports whether s may be the name of a group or a key.
+func isName(s string) bool {
+	return s != "" && len(s) <= nameLimit && !strings.ContainsFunc(s, func(r rune) bool {
+		return !('a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("-_.", r))
+	})
 }
 
 // unescape returns the string that a value stands for. Spaces at its beginning are

@@ -65,7 +65,7 @@ func TestManifestAccepts(t *testing.T) {
 	for _, good := range []struct{ name, old, new string }{
 		{"no empty lines", "\n\n", "\n"},
 		{"a comment", "[update]", "# made by hand\n[update]"},
-		{"metadata of others", "[image.rootfs]", "[meta.acme]\nticket=1234\n\n[image.rootfs]"},
+		{"metadata of others", "[image.rootfs]", "[meta.acme]\nticket=1234\nbuild.host=a b;c\n\n[image.rootfs]"},
 		{"both security versions, which agree", "[image.rootfs]", "[meta.fota]\nsecurity-version=6\n\n[image.rootfs]"},
 		{"no newline at the end", "filename=rootfs.img\n", "filename=rootfs.img"},
 		{"text for people", "version=", "description=\\sFixes\\nall\\\\mo\tst \xc3\xa4\nbuild=20261125\nversion="},
