@@ -20,7 +20,7 @@ the device connected to its owner over mutual-TLS MQTT.
 Exit codes: 0 done; 1 refused or does not verify; 2 usage or configuration;
 3 something needed (TPM, network, permission) is not available, or a request is pending.`,
 	}
-	root.AddCommand(runCommand(), installerCommand(), healthCommand(), enrollCommand(), statusCommand(), doctorCommand(), diagCommand(), configCommand(), cli.Version(root.Name()))
+	root.AddCommand(runCommand(), installerCommand(), healthCommand(), enrollCommand(), statusCommand(), doctorCommand(), diagCommand(), firmwareCommand(), configCommand(), cli.Version(root.Name()))
 	for _, verb := range extra {
 		root.AddCommand(verb())
 	}

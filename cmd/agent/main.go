@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -11,10 +12,12 @@ import (
 
 	"birthmark/internal/agent"
 	"birthmark/internal/agent/doctor"
+	"birthmark/internal/agent/firmware"
 	"birthmark/internal/agent/once"
 	"birthmark/internal/cli"
 	"birthmark/internal/config"
 	"birthmark/pkg/enroll"
+	"birthmark/pkg/fota"
 	"birthmark/pkg/rot"
 	"birthmark/pkg/store"
 )
@@ -26,7 +29,11 @@ func main() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
 	}
-	cli.Main(cli.Program{Command: command(), Hint: agent.Hint, ExitCode: exitCode})
+	cli.Main(cli.Program{Command: command(), Hint: hint, ExitCode: exitCode})
+}
+
+func hint(err error) string {
+	return cmp.Or(firmware.Hint(err), agent.Hint(err))
 }
 
 func exitCode(err error) int {
@@ -35,15 +42,19 @@ func exitCode(err error) int {
 	var pending *enroll.PendingError
 	var unavailable *enroll.UnavailableError
 	var failed *doctor.FailedError
+	var refusal *fota.Refusal
+	var unread *firmware.UnavailableError
 	switch {
 	case errors.As(err, &failed):
 		if failed.Unreachable {
 			return cli.Unavailable
 		}
 		return cli.Refused
+	case errors.As(err, &refusal):
+		return cli.Refused
 	case errors.As(err, &usage), errors.As(err, &conf):
 		return cli.Usage
-	case errors.As(err, &pending), errors.As(err, &unavailable),
+	case errors.As(err, &pending), errors.As(err, &unavailable), errors.As(err, &unread),
 		errors.Is(err, rot.ErrUnavailable), errors.Is(err, rot.ErrBusy), errors.Is(err, rot.ErrLockout),
 		errors.Is(err, store.ErrLocked), errors.Is(err, store.ErrFull),
 		errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EIO),

@@ -1,0 +1,155 @@
+package firmware
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"birthmark/internal/config"
+	"birthmark/pkg/clock"
+	"birthmark/pkg/cms"
+)
+
+// Folders are where a device has the files that say whom it believes, the administrator's
+// before the image's.
+var Folders = []string{"/etc/birthmark/firmware", "/usr/lib/birthmark/firmware"}
+
+// Names of the files in them.
+const (
+	AnchorsFile    = "anchors.pem"
+	SigningCAsFile = "signing-cas.pem"
+	CRLsFile       = "crls.pem"
+)
+
+const crlsLimit = 4 << 20 // bytes of the file
+
+// trust is whom the files name. CRLs may be missing: a bundle is then refused for that
+// reason, which is pkg/cms's to give.
+func (o *Options) trust(c *clock.Clock, folders []string) (*cms.Trust, error) {
+	usage, ok := Purposes[cmp.Or(o.EKU, "codeSigning")]
+	if !ok {
+		return nil, &config.Error{Msg: fmt.Sprintf("--eku %q: want codeSigning or emailProtection", o.EKU)}
+	}
+	if o.CRLGrace < 0 {
+		return nil, &config.Error{Msg: "--crl-grace cannot be negative"}
+	}
+	t := &cms.Trust{Grace: o.CRLGrace, Usage: usage, Now: c.Now(), Build: c.Verify}
+	var err error
+	if t.Anchors, err = certificates(o.Anchors, "--anchors", folders, AnchorsFile,
+		"name a PEM file with the root certificates of the maker's code-signing CA"); err != nil {
+		return nil, err
+	}
+	if t.Issuers, err = certificates(o.SigningCAs, "--signing-cas", folders, SigningCAsFile,
+		"name a PEM file with the CA certificates that issue the signers of releases"); err != nil {
+		return nil, err
+	}
+	t.CRLs, err = crls(cmp.Or(o.CRLs, find(folders, CRLsFile)))
+	return t, err
+}
+
+// find is the path of the first file of that name; "" if there is none.
+func find(folders []string, name string) string {
+	for _, folder := range folders {
+		path := filepath.Join(folder, name)
+		// One that may not be looked at is not passed over for another.
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			return path
+		}
+	}
+	return ""
+}
+
+// certificates are those in a file that a flag names, or in the device's own.
+func certificates(path, flag string, folders []string, name, advice string) ([]*x509.Certificate, error) {
+	path = cmp.Or(path, find(folders, name))
+	if path == "" {
+		return nil, &config.Error{Msg: fmt.Sprintf("%s is missing, and there is no %s in %s: %s", flag, name, strings.Join(folders, " or "), advice)}
+	}
+	certs, err := config.ReadCertificates(path)
+	if err != nil {
+		return nil, &config.Error{Msg: err.Error()}
+	}
+	return certs, nil
+}
+
+// crls are those in a file: PEM, or one in DER as CAs publish it. Without a path there
+// are none.
+func crls(path string) ([]*x509.RevocationList, error) {
+	if path == "" {
+		return nil, nil
+	}
+	lists, err := readCRLs(path)
+	if err != nil {
+		return nil, &config.Error{Msg: fmt.Sprintf("cannot use the CRLs in %s: %v", path, err)}
+	}
+	return lists, nil
+}
+
+func readCRLs(path string) (lists []*x509.RevocationList, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, crlsLimit+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(text) > crlsLimit:
+		return nil, fmt.Errorf("more than %d MiB", crlsLimit>>20)
+	case bytes.HasPrefix(text, []byte{0x30}): // a SEQUENCE
+		crl, err := cms.ReadCRL(text)
+		return []*x509.RevocationList{crl}, err
+	}
+	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "X509 CRL" {
+			return nil, fmt.Errorf("it holds a %s, not only CRLs", strings.ToLower(block.Type))
+		}
+		crl, err := cms.ReadCRL(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		lists = append(lists, crl)
+	}
+	if lists == nil {
+		return nil, errors.New("no CRL in it")
+	}
+	return lists, nil
+}
+
+// tls says how the server at an address is verified, and what it is shown.
+func (o *Options) tls(c *clock.Clock, address string) (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, Time: c.Now}
+	if o.TLSAnchors != "" {
+		roots, err := config.ReadCertificates(o.TLSAnchors)
+		if err != nil {
+			return nil, &config.Error{Msg: err.Error()}
+		}
+		u, err := url.Parse(address)
+		if err != nil { // not itself: it may hold what opens the door
+			return nil, &config.Error{Msg: "the address cannot be read: it has to be https://HOST/PATH"}
+		}
+		conf = c.TLS(roots, u.Hostname())
+	}
+	switch {
+	case (o.ClientCert == "") != (o.ClientKey == ""):
+		return nil, &config.Error{Msg: "--client-cert and --client-key go together"}
+	case o.ClientCert != "":
+		pair, err := tls.LoadX509KeyPair(o.ClientCert, o.ClientKey)
+		if err != nil {
+			return nil, &config.Error{Msg: fmt.Sprintf("cannot use --client-cert and --client-key: %v", err)}
+		}
+		conf.Certificates = []tls.Certificate{pair}
+	}
+	return conf, nil
+}
