@@ -29,6 +29,7 @@ type Record struct {
 	Bundle      BundleRecord  `json:"bundle"`
 	Signer      CertRecord    `json:"signer"`
 	Images      []ImageRecord `json:"images"`
+	UKI         *UKIRecord    `json:"uki,omitempty"` // if there is an image for the slot uki
 }
 
 // A BundleRecord is about the bundle as a file.

@@ -16,7 +16,10 @@
 // So a UKI is signed twice: for Secure Boot, by whoever owns that key, before it comes
 // here, and with the release, here. The first says what the firmware may start, the
 // second which root file system belongs to it; a dm-verity root hash in its command
-// line joins the two.
+// line, which is in the [Record], joins the two. A UKI is taken only if it is signed,
+// names the version of the release in its os-release, by which the boot loader chooses,
+// and says in its command line which init to start. By which key it was signed is a
+// matter between it and each device's firmware.
 //
 // Bundles are of the format verity. Their payload depends on nothing but the release and
 // SOURCE_DATE_EPOCH, if it is set; the salt of the hash tree, the time in the signature
@@ -169,6 +172,10 @@ func firmware(ctx context.Context, r Release, by Signer, out string, tell func(s
 	if err != nil {
 		return nil, err
 	}
+	uki, err := r.uki(filepath.Join(dir, "in"))
+	if err != nil {
+		return nil, err
+	}
 	draft := filepath.Join(dir, "bundle")
 	tell(fmt.Sprintf("rauc packs and signs with %s, which takes a minute for every 512 MiB or so", r.Compression))
 	if err := pack(ctx, r, by, filepath.Join(dir, "in"), draft); err != nil {
@@ -179,7 +186,7 @@ func firmware(ctx context.Context, r Release, by Signer, out string, tell func(s
 	if err != nil {
 		return nil, err
 	}
-	record.Bundle.File = filepath.Base(out)
+	record.Bundle.File, record.UKI = filepath.Base(out), uki
 	if err := os.Rename(draft, out); err != nil {
 		return nil, err
 	}
