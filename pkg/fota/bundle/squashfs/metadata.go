@@ -74,7 +74,7 @@ func (c *cursor) load(pos int64) error {
 	} else {
 		m, err := c.fs.unpack(c.buf[:], p)
 		if err != nil {
-			return bad(c.code, "cannot unpack a block of metadata: %w", err)
+			return bad(c.code, "cannot unpack a block of metadata: %v", err)
 		}
 		c.block = c.buf[:m]
 	}

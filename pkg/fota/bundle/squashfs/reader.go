@@ -23,10 +23,7 @@ type Reader struct {
 // newReader returns a Reader of x.
 func (f *FS) newReader(x *file) (*Reader, error) {
 	size := int64(f.super.BlockSize)
-	r := &Reader{fs: f, file: x, next: int64(x.start), left: x.Size, buf: make([]byte, min(size, x.Size))}
-	if x.fragment != noFragment {
-		r.buf = make([]byte, size) // holds a fragment with other files' bytes
-	}
+	r := &Reader{fs: f, file: x, next: int64(x.start), left: x.Size}
 	// The list, and what of other metadata stands before and behind it.
 	const entry = 4
 	blocks := (x.Size + size - 1) / size
@@ -93,6 +90,9 @@ func (r *Reader) unpackNext() error {
 		return io.EOF
 	}
 	size := int64(r.fs.super.BlockSize)
+	if r.buf == nil {
+		r.buf = make([]byte, size)
+	}
 	if r.left < size && r.file.fragment != noFragment {
 		return r.unpackFragment()
 	}
@@ -159,7 +159,7 @@ func (f *FS) readBlock(dst []byte, pos int64, word uint32, code, name string) (i
 	}
 	n, err := f.unpack(dst, p)
 	if err != nil {
-		return 0, bad(code, "cannot unpack a block of %q: %w", name, err)
+		return 0, bad(code, "cannot unpack a block of %q: %v", name, err)
 	}
 	return n, nil
 }

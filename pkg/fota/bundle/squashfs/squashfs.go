@@ -79,7 +79,8 @@ func (e *FormatError) Error() string { return e.Err.Error() }
 
 func (e *FormatError) Unwrap() error { return e.Err }
 
-// bad returns a *FormatError, its reason formatted as by fmt.Errorf.
+// bad returns a *FormatError, its reason formatted as by fmt.Errorf. It wraps no error of
+// a decompressor: an io.ErrUnexpectedEOF in a block is none of the medium.
 func bad(code, format string, args ...any) error {
 	return &FormatError{Code: code, Err: fmt.Errorf(format, args...)}
 }

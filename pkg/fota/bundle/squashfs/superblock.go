@@ -63,7 +63,7 @@ func (f *FS) readSuperblock(size int64) error {
 	}
 	s := &f.super
 	if _, err := binary.Decode(b[:], binary.LittleEndian, s); err != nil {
-		return bad("superblock", "cannot read the superblock: %w", err)
+		return bad("superblock", "cannot read the superblock: %v", err)
 	}
 	if s.Magic != magic {
 		return bad("magic", "no squashfs: it begins with %x", b[:4])
@@ -105,7 +105,7 @@ func (f *FS) readSuperblock(size int64) error {
 // checkPlaces holds that every table begins inside a file of size bytes, and that
 // those that are read stand in the order in which mksquashfs writes them.
 func (s *superblock) checkPlaces(size uint64) error {
-	if s.Size < superblockSize || s.Size > size {
+	if s.Size > size {
 		return bad("superblock", "squashfs of %d bytes in a file of %d", s.Size, size)
 	}
 	if s.InodeTable < superblockSize || s.DirTable <= s.InodeTable || s.Size <= s.DirTable {

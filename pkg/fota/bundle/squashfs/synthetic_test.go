@@ -134,6 +134,14 @@ var syntheticCrimes = map[string]struct {
 	"a list of 65536 blocks that is empty":   {oneHole(64<<30, 64<<10), "inode"},
 	"a file of one byte more than is read":   {oneHole(64<<30+1, 0), "limit"},
 	"inodes that unpack to more than may be": {bigInodes(), "inode"},
+	"a block of inodes that is not full":     {shortBlock(), "inode"},
+}
+
+// shortBlock is a file system with an inode across two blocks, the first not full.
+func shortBlock() []byte {
+	dir := entry("a", 1, 40)
+	inodes := append(rootOf(2, len(dir)), hole(1, 0, 0)...)
+	return synthetic{count: 2, packed: append(metadata(inodes[:60]), metadata(inodes[60:])...), dir: dir}.bytes()
 }
 
 // linksOfOne is a file system of n names of one inode.
