@@ -42,7 +42,8 @@ are given, --anchors, --signing-cas, --crls. Certificate and key may be URLs of
 PKCS #11; rauc takes the PIN from RAUC_PKCS11_PIN.
 
 A version is X.Y.Z+svN. N, the security version, only ever grows: devices that have run
-one never go below it. A UKI is signed for Secure Boot before it comes here.
+one never go below it. A UKI is the one of that version (IMAGE_VERSION in its
+os-release), and signed for Secure Boot before it comes here.
 
 If SOURCE_DATE_EPOCH is set, that is the time of all files in the bundle, and when the
 release was built.`,
@@ -98,7 +99,8 @@ release was built.`,
 			return cli.PrintJSON(cmd.OutOrStdout(), record)
 		}
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), `Wrote %s, %d bytes, and its record %s.json.
-A device takes it as %s %s until %s, if it is given
+A device takes it as %s %s until %s, if it is given this, and CRLs
+anew before they are over:
 
   --anchors %s --signing-cas %s --crls %s
 `, out, record.Bundle.Size, out, record.Compatible, record.Version, record.Signer.NotAfter.Format(time.DateOnly),

@@ -13,6 +13,7 @@
 //	                   maker-root.pem, owner-root.pem; one that is in the same place
 //	                   needs only a name and a password
 //	operator/          cert.pem, key.pem, ca.pem: for mosquitto_sub, mosquitto_pub
+//	firmware/          the CA of who signs firmware, if something was signed: package sign
 //	mosquitto/         mosquitto.conf and acl, if they were asked for
 //	broker.log         what clients of the broker did, a line of JSON each; at 16 MiB it
 //	                   becomes broker.log.1, and the one before it goes

@@ -49,7 +49,7 @@
 // a device with these anchors, CAs and CRLs lets sign, and in which the device finds
 // exactly what was ordered. Then its record, see [Record], is written beside it. If the
 // power fails between the two, the record is the one of the bundle before, and says so
-// by its digest.
+// by its digest. Who is killed leaves a folder .birthmark-sign-… beside the bundle.
 package sign
 
 import (
