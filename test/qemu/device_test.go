@@ -87,8 +87,10 @@ func (d device) wreck() {
 	d.Logf("the end of the console:\n%s", console[max(0, len(console)-end):])
 	ctx, cancel := context.WithTimeout(context.Background(), lookPatience)
 	defer cancel()
-	journal, err := d.Sh(ctx, "journalctl -u birthmark-agent -o short-monotonic --no-pager | tail -n 60")
-	d.Logf("the agent's journal (%v):\n%s", err, journal)
+	journal, err := d.Sh(ctx, "systemctl status --no-pager --lines=0 birthmark-agent; "+
+		"journalctl -u birthmark-agent -o short-monotonic --no-pager | tail -n 60; "+
+		"journalctl -p warning -o short-monotonic --no-pager | tail -n 20")
+	d.Logf("the agent, its journal, and warnings of all (%v):\n%s", err, journal)
 }
 
 // ready waits until the device is up.

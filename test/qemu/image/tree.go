@@ -33,7 +33,7 @@ var trimmed = []string{
 	"usr/share/man", "usr/share/info", "usr/share/locale", "usr/share/perl*", "usr/share/keyrings",
 	"usr/lib/*-linux-gnu/perl*", "usr/lib/*-linux-gnu/libperl*", "usr/lib/*-linux-gnu/gconv",
 	"usr/lib/*-linux-gnu/libapt*", "usr/bin/perl*", "usr/bin/apt*", "usr/bin/dpkg*", "usr/lib/apt", "usr/lib/dpkg",
-	"etc/apt", "etc/dpkg", "etc/cron.*", "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin",
+	"etc/apt", "etc/dpkg", "etc/cron.*", "etc/init.d", "etc/rc?.d", "usr/lib/udev/hwdb.d", "usr/lib/udev/hwdb.bin",
 	"usr/local", "opt", "srv", "media", "mnt", "etc/opt", "etc/xml", "etc/sgml", "root/.ssh",
 	"usr/bin/login", "usr/bin/su", "usr/sbin/agetty", "usr/sbin/getty", "usr/sbin/sulogin",
 	"boot/*", "var/*", "tmp/*", "run/*", "dev/*",
@@ -79,6 +79,10 @@ func makeTree(ctx context.Context, dir, rootfs, kernel string, o Options) error 
 			return err
 		}
 		enabled = append(enabled, "test-control.service", "test-configuration.service")
+		// It comes when D-Bus is asked for it.
+		if err := t.chroot(ctx, "systemctl", "--quiet", "disable", "tpm2-abrmd.service"); err != nil {
+			return err
+		}
 		load = append(modules[:len(modules):len(modules)], testModules...)
 		if err := t.link("etc/birthmark/conf.d/50-lab.toml", "/run/lab/birthmark.toml"); err != nil {
 			return err
