@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"birthmark/internal/lab"
 	"birthmark/test/qemu/machine"
 )
 
@@ -26,6 +27,8 @@ func TestInService(t *testing.T) {
 		}
 	}
 	d.measure()
+	d.lendsItsTPM(w)
+	d.isConfined()
 
 	// The boot was measured, and the agent can read how.
 	if size := d.number("setpriv --reuid=birthmark --regid=birthmark --clear-groups cat /run/birthmark/binary_bios_measurements | wc -c"); size < 1000 {
@@ -75,6 +78,31 @@ journalctl -u birthmark-agent --no-pager | grep -e 'is stuck' -e 'Watchdog timeo
 	w.forget()
 	w.hears(spoke)
 	same("a full disk")
+	d.asksNothingForbidden()
+}
+
+// lendsItsTPM lets curl and mosquitto_pub of the device use a key that only its TPM can
+// use, with the resource manager that docs/openssl.md tells of.
+func (d device) lendsItsTPM(w *world) {
+	d.Helper()
+	password, err := w.NewPassword(lab.Owner, "device-2")
+	if err != nil {
+		d.Fatal(err)
+	}
+	inside := func(url string) string { return strings.Replace(url, "127.0.0.1", machine.Host, 1) }
+	_, port, _ := strings.Cut(strings.TrimPrefix(w.BrokerURL(), "mqtts://"), ":")
+	d.do(fmt.Sprintf(`set -e
+mkdir /run/two && cd /run/two && echo %s >password
+birthmark enroll --est-url %s --anchors /run/lab/owner-root.pem --username device-2 --password-file password --subject CN=device-2 --out keys
+birthmark config openssl --key keys/key.pem >openssl.cnf
+export OPENSSL_CONF=/run/two/openssl.cnf TPM2OPENSSL_TCTI=tabrmd
+openssl req -new -key keys/key.pem -subj /CN=device-2 -outform DER | openssl base64 -out request
+curl --cacert /run/lab/owner-root.pem --cert keys/cert.pem --key keys/key.pem -H 'Content-Type: application/pkcs10' --data-binary @request -sS --fail -o answer %s/.well-known/est/simplereenroll
+mosquitto_pub -h %s -p %s -i device-2 --cafile /run/lab/owner-root.pem --cert keys/cert.pem --key keys/key.pem -q 1 -t birthmark/v1/d/device-2/tele/by-hand -m hello`,
+		password, inside(w.OwnerURL()), inside(w.OwnerURL()), machine.Host, port))
+	if m := w.hears("/d/device-2/tele/by-hand"); m.client != "device-2" || m.payload != "hello" {
+		d.Errorf("the broker heard %q of %s", m.payload, m.client)
+	}
 }
 
 // idle is how long a device is watched for what it writes while nothing happens.
@@ -102,6 +130,34 @@ func (d device) measure() {
 	}
 	if s := (ready - start) / 1e6; machine.Accelerated() && s > 1 {
 		d.Errorf("%.2f s from start to READY, want 1 at most", s) // start-to-ready
+	}
+}
+
+// isConfined holds what the agent could write to, were it somebody else's: its state and
+// what it says at run time. /proc and /sys are the kernel's business.
+func (d device) isConfined() {
+	d.Helper()
+	got := d.do("nsenter --mount --target $(systemctl show -P MainPID birthmark-agent) -- " +
+		"setpriv --reuid=birthmark --regid=birthmark --init-groups " +
+		`find / -path /proc -prune -o -path /sys -prune -o \( -type d -o -type f \) -writable -print 2>/dev/null || true`)
+	for path := range strings.Lines(got) {
+		path = strings.TrimSpace(path)
+		if path != "/var/lib/birthmark" && path != "/run/birthmark" &&
+			!strings.HasPrefix(path, "/var/lib/birthmark/") && !strings.HasPrefix(path, "/run/birthmark/") {
+			d.Errorf("the agent can write to %s", path)
+		}
+	}
+	if !strings.Contains(got, "/var/lib/birthmark/state.json") {
+		d.Errorf("the agent cannot write its state; it can write to:\n%s", got)
+	}
+}
+
+// asksNothingForbidden holds that the agent has not made a system call since the start
+// that its unit refuses. In the device under test such a call ends it.
+func (d device) asksNothingForbidden() {
+	d.Helper()
+	if killed := d.do("journalctl -u birthmark-agent --no-pager | grep 'status=31/SYS' || true"); killed != "" {
+		d.Errorf("the agent was ended for a system call:\n%s", killed)
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 )
 
 // TestNoNetwork: without a network, and with a clock that says 1970, the agent is up
-// all the same, with keys; when the cable is plugged in, the device enrols and speaks.
+// all the same, with keys; when the cable is plugged in while no server is there, it goes
+// on trying; when the servers are up, the device enrols and speaks.
 func TestNoNetwork(t *testing.T) {
 	w := newWorld(t)
 	d := powerOn(t, machine.Config{
@@ -27,14 +28,21 @@ func TestNoNetwork(t *testing.T) {
 	}
 	// systemd does not believe 1970 and takes the time of its own build.
 	d.do("systemctl stop birthmark-agent && date -u -s 1970-01-02 && systemctl start birthmark-agent")
+	lab := w.Dir()
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if err := d.Plug(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	d.do("timeout 50 sh -c 'until birthmark status --json | grep \"connection refused\"; do sleep 0.5; done'")
+	w.up(lab)
 	w.hears("/d/device-1/tele/system")
 	if year := d.do("date -u +%Y"); year != "1970" {
 		t.Errorf("the clock moved: it is %s", year)
 	}
 	d.identity()
+	d.asksNothingForbidden()
 }
 
 // TestAnotherTPM: a disk that was put into another device is of no use there.

@@ -24,7 +24,7 @@ var productPackages = []string{
 // testPackages are on a device under test only: other people's programs that use
 // its identity, and what looks at it from inside.
 var testPackages = []string{
-	"curl", "openssl", "tpm2-openssl", "libtss2-tcti-device0", "mosquitto-clients",
+	"curl", "openssl", "tpm2-openssl", "tpm2-abrmd", "libtss2-tcti-device0", "libtss2-tcti-tabrmd0", "mosquitto-clients",
 	"iproute2", "strace",
 }
 
