@@ -69,6 +69,7 @@ var graph = map[string][]string{
 	"internal/agent/firmware": {"internal/config", "pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/fota/source"},
 	"internal/agent/once": {"internal/agent", "internal/config", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
+	"internal/agent/update": {"pkg/fota", "pkg/fota/source", "pkg/store"}, // the last in tests only: what is remembered is the agent's
 	"cmd/agent": {"internal/agent", "internal/agent/api", "internal/agent/diag", "internal/agent/doctor", "internal/agent/firmware", "internal/agent/once", "internal/cli",
 		"internal/config", "internal/installer", "internal/version", "pkg/enroll", "pkg/fota", "pkg/rot", "pkg/store",
 		"github.com/coreos/go-systemd", "github.com/spf13/cobra", "golang.org/x/sys"},
