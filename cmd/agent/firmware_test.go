@@ -8,6 +8,8 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -30,7 +32,7 @@ import (
 // In a script, $B is a folder with the bundles; $ANCHORS, $CAS, $CRLS and $STALE (CRLs
 // that ended an hour ago) belong to their maker. $URL is a server that has them, of
 // whose paths below /whole answer no ranges; $MUTUAL one that wants to know who asks,
-// for which there are $CERT and $KEY; $SERVER verifies both. $SIGNER_… is what a report
+// for which there are $CERT and $KEY; $SERVER verifies both, and at $NOBODY is none. $SIGNER_… is what a report
 // says of who signed good.raucb, $ROOT_HASH and $SIZE what it says of the bundle. The command
 // `exits CODE program …` is there, too.
 func TestFirmware(t *testing.T) {
@@ -131,19 +133,25 @@ func serveBundles(t *testing.T, dir string) map[string]string {
 		w.Header().Set("ETag", `"`+name+`"`)
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(text))
 	}
-	open := httptest.NewTLSServer(http.HandlerFunc(serve))
-	t.Cleanup(open.Close)
-	mutual := httptest.NewUnstartedServer(http.HandlerFunc(serve))
-	mutual.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
-	mutual.StartTLS()
-	t.Cleanup(mutual.Close)
+	start := func(auth tls.ClientAuthType) *httptest.Server {
+		s := httptest.NewUnstartedServer(http.HandlerFunc(serve))
+		s.Config.ErrorLog = log.New(io.Discard, "", 0)
+		s.TLS = &tls.Config{ClientAuth: auth}
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		return s
+	}
+	open, mutual := start(tls.NoClientCert), start(tls.RequireAnyClientCert)
+
+	nobody := httptest.NewTLSServer(nil)
+	nobody.Close()
 
 	key := bt.Key(t, "P-256", "somebody")
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	vars := map[string]string{"URL": open.URL, "MUTUAL": mutual.URL}
+	vars := map[string]string{"URL": open.URL, "MUTUAL": mutual.URL, "NOBODY": nobody.URL}
 	for name, text := range map[string][]byte{
 		"SERVER": inPEM("CERTIFICATE", open.Certificate().Raw),
 		"CERT":   inPEM("CERTIFICATE", bt.Issue(t, nil, key, "Somebody", nil).Cert.Raw),

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"testing"
 
@@ -55,5 +56,21 @@ func TestHowARunEnds(t *testing.T) {
 				t.Errorf("exit code %d, said %q; want %d, %q", code, stderr.String(), tc.code, tc.says)
 			}
 		})
+	}
+}
+
+func TestJSONHasNothingForTheTerminal(t *testing.T) {
+	var out bytes.Buffer
+	in := map[string]string{"text": "Gerät\n\x1b[2J\x7f\u009b2J\u202eexe.\U000e0041<&>"}
+	if err := PrintJSON(&out, in); err != nil {
+		t.Fatal(err)
+	}
+	want := "{\n  \"text\": \"Gerät\\n\\u001b[2J\\u007f\\u009b2J\\u202eexe.\\udb40\\udc41<&>\"\n}\n"
+	if got := out.String(); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	var back map[string]string
+	if err := json.Unmarshal(out.Bytes(), &back); err != nil || back["text"] != in["text"] {
+		t.Errorf("read again it is %q (%v), want %q", back["text"], err, in["text"])
 	}
 }

@@ -28,10 +28,8 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
-	"path/filepath"
-	"strings"
-	"sync/atomic"
 	"time"
 
 	"birthmark/internal/config"
@@ -48,7 +46,7 @@ type Options struct {
 	SigningCAs string        // file; "": the device's
 	CRLs       string        // file; "": the device's, if it has one
 	CRLGrace   time.Duration // how long after its end a CRL is still good
-	EKU        string        // purpose of the signer's certificate, one of [Purposes]; "": codeSigning
+	EKU        string        // purpose that the signer's certificate must name, one of [Purposes]; "": codeSigning
 
 	// Policy is what is known about the device. What is zero in it is not asked, but for
 	// the permissions.
@@ -71,6 +69,9 @@ func (e *UnavailableError) Unwrap() error { return e.Err }
 // Verify verifies the bundle in a file, or at an https address. There is a report if
 // the bundle was accepted (then err is nil), and if it was refused.
 func Verify(ctx context.Context, from string, o Options) (*Report, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
 	c := clock.Host()
 	trust, err := o.trust(c, Folders)
 	if err != nil {
@@ -98,6 +99,23 @@ func Verify(ctx context.Context, from string, o Options) (*Report, error) {
 		return nil, &UnavailableError{err}
 	}
 	return r, err
+}
+
+func (o *Options) check() error {
+	for name, size := range o.Policy.Slots {
+		if size <= 0 {
+			return &config.Error{Msg: fmt.Sprintf("--slot %s=%d: want a number of bytes", name, size)}
+		}
+	}
+	switch {
+	case o.EKU != "" && Purposes[o.EKU] == 0:
+		return &config.Error{Msg: fmt.Sprintf("--eku %q: want codeSigning or emailProtection", o.EKU)}
+	case o.CRLGrace < 0:
+		return &config.Error{Msg: "--crl-grace cannot be negative"}
+	case (o.ClientCert == "") != (o.ClientKey == ""):
+		return &config.Error{Msg: "--client-cert and --client-key go together"}
+	}
+	return nil
 }
 
 // judge takes a bundle through all stages, and notes in r what was proved.
@@ -158,49 +176,6 @@ func (o *Options) notChecked() []string {
 		}
 	}
 	return names
-}
-
-// open opens a source, a file by its last name: whoever asks here has the rights of
-// whoever reads, so a link leads nowhere that he could not go himself.
-func (o *Options) open(ctx context.Context, c *clock.Clock, from string) (source.Source, error) {
-	scheme, _, isURL := strings.Cut(from, "://")
-	switch {
-	case !isURL && o.TLSAnchors+o.ClientCert+o.ClientKey != "":
-		return nil, &config.Error{Msg: "--tls-anchors, --client-cert and --client-key go with an address: " + from + " is a file"}
-	case !isURL:
-		path, err := filepath.EvalSymlinks(from)
-		if err != nil {
-			return nil, &UnavailableError{err}
-		}
-		f, err := source.File(path)
-		if err != nil {
-			return nil, &UnavailableError{err}
-		}
-		return f, nil
-	case scheme != "https":
-		return nil, &config.Error{Msg: "an address has to be https://HOST/PATH"}
-	}
-	conf, err := o.tls(c, from)
-	if err != nil {
-		return nil, err
-	}
-	r, err := source.HTTP(ctx, from, source.Options{TLS: conf})
-	if err != nil {
-		return nil, &UnavailableError{err}
-	}
-	return r, nil
-}
-
-// A counter counts what is read.
-type counter struct {
-	r io.ReaderAt
-	n atomic.Int64
-}
-
-func (c *counter) ReadAt(p []byte, off int64) (int, error) {
-	n, err := c.r.ReadAt(p, off)
-	c.n.Add(int64(n))
-	return n, err
 }
 
 // Purposes are what a signer's certificate may be for: extended key usages, by their

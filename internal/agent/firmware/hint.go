@@ -38,8 +38,11 @@ const damaged = "it was damaged, or forged: fetch it anew from its maker"
 // Hint is the next step after an error of [Verify]; "" where there is none to say.
 func Hint(err error) string {
 	var refusal *fota.Refusal
-	if errors.As(err, &refusal) {
+	switch {
+	case errors.As(err, &refusal):
 		return hints[refusal.Stage][refusal.Code]
+	case isUntrusted(err):
+		return "is the server's root certificate one of the system's, or named by --tls-anchors?"
 	}
 	return ""
 }

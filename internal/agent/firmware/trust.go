@@ -3,14 +3,12 @@ package firmware
 import (
 	"bytes"
 	"cmp"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -36,14 +34,7 @@ const crlsLimit = 4 << 20 // bytes of the file
 // trust is whom the files name. CRLs may be missing: a bundle is then refused for that
 // reason, which is pkg/cms's to give.
 func (o *Options) trust(c *clock.Clock, folders []string) (*cms.Trust, error) {
-	usage, ok := Purposes[cmp.Or(o.EKU, "codeSigning")]
-	if !ok {
-		return nil, &config.Error{Msg: fmt.Sprintf("--eku %q: want codeSigning or emailProtection", o.EKU)}
-	}
-	if o.CRLGrace < 0 {
-		return nil, &config.Error{Msg: "--crl-grace cannot be negative"}
-	}
-	t := &cms.Trust{Grace: o.CRLGrace, Usage: usage, Now: c.Now(), Build: c.Verify}
+	t := &cms.Trust{Grace: o.CRLGrace, Usage: Purposes[o.EKU], Now: c.Now(), Build: c.Verify}
 	var err error
 	if t.Anchors, err = certificates(o.Anchors, "--anchors", folders, AnchorsFile,
 		"name a PEM file with the root certificates of the maker's code-signing CA"); err != nil {
@@ -125,31 +116,4 @@ func readCRLs(path string) (lists []*x509.RevocationList, err error) {
 		return nil, errors.New("no CRL in it")
 	}
 	return lists, nil
-}
-
-// tls says how the server at an address is verified, and what it is shown.
-func (o *Options) tls(c *clock.Clock, address string) (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, Time: c.Now}
-	if o.TLSAnchors != "" {
-		roots, err := config.ReadCertificates(o.TLSAnchors)
-		if err != nil {
-			return nil, &config.Error{Msg: err.Error()}
-		}
-		u, err := url.Parse(address)
-		if err != nil { // not itself: it may hold what opens the door
-			return nil, &config.Error{Msg: "the address cannot be read: it has to be https://HOST/PATH"}
-		}
-		conf = c.TLS(roots, u.Hostname())
-	}
-	switch {
-	case (o.ClientCert == "") != (o.ClientKey == ""):
-		return nil, &config.Error{Msg: "--client-cert and --client-key go together"}
-	case o.ClientCert != "":
-		pair, err := tls.LoadX509KeyPair(o.ClientCert, o.ClientKey)
-		if err != nil {
-			return nil, &config.Error{Msg: fmt.Sprintf("cannot use --client-cert and --client-key: %v", err)}
-		}
-		conf.Certificates = []tls.Certificate{pair}
-	}
-	return conf, nil
 }
