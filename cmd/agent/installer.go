@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,22 +16,34 @@ import (
 	"birthmark/internal/cli"
 	"birthmark/internal/installer"
 	"birthmark/internal/version"
+	"birthmark/pkg/clock"
+	"birthmark/pkg/fota"
 )
 
 // The verbs that systemd starts on the root side. No setting changes what they do.
 
 const (
-	agentUser     = "birthmark"
-	installerDoor = "installer.sock" // FileDescriptorName= of its socket unit
-	installerIdle = 30 * time.Second
+	agentUser      = "birthmark"
+	installerDoor  = "installer.sock" // FileDescriptorName= of its socket unit
+	installerIdle  = 30 * time.Second
+	installerState = "/var/lib/birthmark-installer" // if systemd gives no StateDirectory=
+	// crlGrace is for devices that nobody brings new CRLs for a while. Without a bound
+	// a CRL could be kept from a device for ever.
+	crlGrace = 30 * 24 * time.Hour
 )
+
+// firmwareTrust is who says which firmware to believe: the owner of the device, else
+// the image. The agent can write to neither.
+var firmwareTrust = []string{"/etc/birthmark/firmware", "/usr/lib/birthmark/firmware"}
 
 func installerCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "installer", Short: "serve the root side of an update, at a socket from systemd", Args: cobra.NoArgs,
 		Long: `Answer the agent's user and root at the socket that birthmark-installer.socket has
-made, and end when nobody has come for 30 seconds. This version answers one request:
-which version it is.`,
+made, and end when nobody has come for 30 seconds. It verifies firmware by the files
+anchors.pem, signing-cas.pem and crls.pem in /etc/birthmark/firmware or
+/usr/lib/birthmark/firmware, writes it to the slot that does not run, and says what
+starts next.`,
 		Example: "  systemctl start birthmark-installer.socket",
 	}
 	asJSON := cmd.Flags().Bool("json", false, "write the log as JSON, a line an entry")
@@ -39,7 +53,12 @@ which version it is.`,
 		if !ok {
 			return fmt.Errorf("cannot serve without the socket of birthmark-installer.socket: %w", os.ErrNotExist)
 		}
-		s := installer.Server{Version: version.String(), Idle: installerIdle, Log: log}
+		boot, err := bootLoader()
+		if err != nil {
+			log.Warn("no firmware can be installed", "err", err)
+		}
+		s := installer.Server{Version: version.String(), Idle: installerIdle, Log: log, Boot: boot,
+			Trust: firmwareTrust, Grace: crlGrace, Clock: clock.System(), State: cmp.Or(os.Getenv("STATE_DIRECTORY"), installerState)}
 		uid, err := uidOf(agentUser)
 		if err != nil {
 			log.Warn("nobody but root may ask", "err", err)
@@ -49,6 +68,11 @@ which version it is.`,
 		return s.Serve(cmd.Context(), l)
 	}
 	return cmd
+}
+
+// bootLoader is what this device starts by; an error if this version cannot handle it.
+func bootLoader() (fota.Installer, error) {
+	return nil, errors.New("this version handles no boot loader")
 }
 
 func uidOf(name string) (uint32, error) {

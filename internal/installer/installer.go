@@ -1,46 +1,81 @@
-// Package installer is the root side of an update: what may write a slot of the disk,
-// behind a socket that only the agent's user and root may use.
+// Package installer is the root side of an update: what may write a slot of the disk
+// and say what starts next, behind a socket that only the agent's user and root may use.
 //
 // The agent has the network and no rights, the installer has rights and no network. It
-// is started by systemd when somebody connects, answers one request a connection, one
-// connection at a time, and ends when nobody has come for a while.
+// is the client of a source of bytes that it does not believe: the agent says where a
+// bundle is, and is asked for its bytes; who signed them, whether this device wants
+// them, and what they do to the disk is found out here, from what only root can write.
+// What the agent has verified before, it has verified for itself.
 //
-// A request is one line of JSON, at most 4 KiB, and so is its answer:
+// # Conversation
 //
-//	{"verb":"status"}  →  {"version":"0.3.0","protocol":1}
-//	anything else      →  {"error":"…"}
+// A [Server] is started by systemd when somebody connects, and ends when nobody has come
+// for a while. A connection is for one request, a line of JSON of at most 4 KiB:
 //
-// This version knows no other verb. A member that is not known or comes twice, a
-// second line, and a request that is not there within 5 s are refused; a peer who may
-// not ask is told so before anything of his is read.
+//	{"verb":"status"}                        →  {"status":{"version":"0.4.0","protocol":1,…}}
+//	{"verb":"install","size":138384}         →  …  {"written":{"version":"1.1.0+sv2","root":"5f…"}}
+//	{"verb":"install"}, and a descriptor     →  …  {"written":{…}}
+//	{"verb":"arm","version":"1.1.0+sv2"}     →  {"done":"arm"}
+//	{"verb":"bless"}                         →  {"done":"bless"}
+//	{"verb":"cancel"}                        →  {"done":"cancel"}
 //
-// The peer is who the kernel says (SO_PEERCRED, unix(7)), so a Server must not be in a
-// user namespace of its own.
+// A request ends with one of these lines, or with one of
+//
+//	{"refused":{"stage":"policy","code":"downgrade","reason":"…"}}    a [fota.Refusal]
+//	{"busy":"install"}                                                [ErrBusy]
+//	{"error":"…"}                                                     trouble: it may go well another time
+//
+// While a bundle is installed the installer asks for bytes, at most 1 MiB at once, and
+// tells how far it is. The peer replies to each ask, and says nothing else:
+//
+//	{"read":{"offset":4096,"length":131072}}  →  {"length":131072} and 131072 bytes, or {"error":"…"}
+//	{"progress":{"done":131072,"total":1048576}}
+//
+// The descriptor (SCM_RIGHTS, unix(7)) is of a regular file that was opened for reading;
+// its size is taken, and nothing is asked.
+//
+// # What is promised
+//
+// There is one install at a time; who asks for another is told. Status is answered
+// meanwhile. A peer who hangs up, speaks without being asked, replies with something
+// else than he was asked for, or too slowly, ends his install.
+//
+// A bundle is verified once, while it is used: [bundle.Open] and [bundle.Bundle.CopyImage]
+// hash what they read before they use it. Anchors, issuing CAs and CRLs are files of
+// [Server.Trust], read for each install. What must be remembered is in the folder
+// [Server.State], on the medium before it is needed: the number of the newest CRL of each
+// CA, below which none is accepted again, and which release the last install has
+// finished. A file there that is damaged is set aside, and told in the status.
+//
+// Arm arms nothing but the release that the last install has finished. Whatever begins to
+// write a slot makes that "none" first.
+//
+// The peer is who the kernel says (SO_PEERCRED), so a Server must not be in a user
+// namespace of its own. A line that has a member which is not known, or one twice, is
+// refused; a peer who may not ask is told so before anything of his is read.
 package installer
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"slices"
-	"syscall"
+	"sync"
 	"time"
+
+	"birthmark/pkg/clock"
+	"birthmark/pkg/fota"
+	"birthmark/pkg/store"
 )
 
 // Protocol is the version of what is spoken at the socket.
 const Protocol = 1
 
-const (
-	requestLimit = 4 << 10         // bytes, the end of the line included
-	peerLimit    = 5 * time.Second // for a peer, from connecting to taking the answer
-)
+// connectionsLimit is how many connections are served at once; others wait.
+const connectionsLimit = 8
 
 // A Server answers the agent.
 type Server struct {
@@ -48,14 +83,38 @@ type Server struct {
 	Users   []uint32      // who may ask, besides root
 	Idle    time.Duration // Serve ends when nobody has come for so long
 	Log     *slog.Logger
+
+	Boot  fota.Installer // nil if the device has no boot loader that it could be for
+	Trust []string       // folders that say whom to believe: see trust.go
+	Grace time.Duration  // for CRLs, see [cms.Trust]
+	Clock *clock.Clock
+	State string // the folder of what is remembered; nobody else's
+
+	memory *store.Store[memory] // nil if it cannot be used
+	hear   func(ctx context.Context, p *peer, size int64) *remote
+
+	mu     sync.Mutex   // for what follows, and for Boot while doing is nil
+	doing  *Doing       // what has Boot for itself; nil if nothing has
+	device *fota.Status // as it was when Boot was asked last
 }
 
 // Serve answers at l until nobody has come for a while or ctx ends; both are no error.
-// It closes l.
+// It closes l, and may be called once.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
+	defer s.remember()()
+	ctx, cancel := context.WithCancel(ctx)
+	var answering sync.WaitGroup
+	defer answering.Wait()
+	defer cancel()
+	places := make(chan struct{}, connectionsLimit)
 	for {
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			return nil
+		}
 		if err := l.SetDeadline(time.Now().Add(s.Idle)); err != nil && ctx.Err() == nil {
 			return err
 		}
@@ -66,132 +125,209 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 				c.Close()
 			}
 			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded) && len(places) > 1:
+			<-places // somebody is still here
+			continue
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return nil
 		case err != nil:
 			return fmt.Errorf("cannot take a connection: %w", err)
 		}
-		if err := s.answer(ctx, c); err != nil {
-			s.Log.Warn("a request was not answered", "err", err)
-		}
+		answering.Go(func() {
+			defer func() { <-places }()
+			s.answer(ctx, c)
+		})
 	}
 }
 
-// An answer is one line of JSON.
-type answer struct {
-	Version  string `json:"version,omitempty"`
-	Protocol int    `json:"protocol,omitempty"`
-	Error    string `json:"error,omitempty"`
-}
-
-// answer serves one connection. An error says that the peer did not get an answer, or
-// was refused.
-func (s *Server) answer(ctx context.Context, c *net.UnixConn) error {
+// answer serves one connection.
+func (s *Server) answer(ctx context.Context, c *net.UnixConn) {
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	if err := c.SetDeadline(time.Now().Add(peerLimit)); err != nil {
-		return err
-	}
-	a, refused := s.decide(c)
-	if refused != nil {
-		a = answer{Error: refused.Error()}
-	}
-	line, err := json.Marshal(a)
+	p, err := newPeer(c)
 	if err != nil {
-		return err
+		s.Log.Warn("a request was not answered", "err", err)
+		return
 	}
-	_, err = c.Write(append(line, '\n'))
-	return errors.Join(refused, err)
+	defer p.inbox.close()
+	last, err := s.decide(ctx, p)
+	if err != nil {
+		s.Log.Warn("a request was refused", "user", p.uid, "err", err)
+		last = failed(err)
+	}
+	if err := p.tell(last); err != nil && ctx.Err() == nil {
+		s.Log.Warn("an answer was not taken", "user", p.uid, "err", err)
+	}
 }
 
-// decide reads the request of who may make one.
-func (s *Server) decide(c *net.UnixConn) (answer, error) {
-	uid, err := peer(c)
+// errNoLoader is for good, as a refusal is.
+var errNoLoader = fota.Refuse(fota.StageBoot, "loader", "this device has no boot loader that this version can handle")
+
+// decide reads the request of who may make one, does it, and returns the last line.
+func (s *Server) decide(ctx context.Context, p *peer) (answer, error) {
+	if !s.may(p.uid) {
+		return answer{}, fmt.Errorf("user %d may not ask", p.uid)
+	}
+	r, file, err := p.request()
 	if err != nil {
 		return answer{}, err
 	}
-	if !s.may(uid) {
-		return answer{}, fmt.Errorf("user %d may not ask", uid)
+	if file != nil {
+		defer file.Close()
 	}
-	line, err := readLine(c)
-	if err != nil {
-		return answer{}, err
-	}
-	r, err := parse(line)
-	if err != nil {
-		return answer{}, err
-	}
-	if r.verb != "status" {
+	do := map[string]func() (answer, error){
+		"install": func() (answer, error) { return s.install(ctx, p, r, file) },
+		"arm":     func() (answer, error) { return answer{Done: r.verb}, s.arm(ctx, *r.version) },
+		"bless":   func() (answer, error) { return answer{Done: r.verb}, s.Boot.Bless(ctx) },
+		"cancel":  func() (answer, error) { return answer{Done: r.verb}, s.cancel(ctx) },
+	}[r.verb]
+	switch {
+	case r.verb == "status":
+		return answer{Status: s.status(ctx)}, nil
+	case do == nil:
 		return answer{}, fmt.Errorf("no verb %.20q is known", r.verb)
+	case s.Boot == nil:
+		return answer{}, errNoLoader
 	}
-	return answer{Version: s.Version, Protocol: Protocol}, nil
+	if err := s.begin(r.verb); err != nil {
+		return answer{}, err
+	}
+	defer s.end()
+	last, err := do()
+	if err == nil {
+		s.Log.Info("a request was fulfilled", "user", p.uid, "verb", r.verb)
+	}
+	return last, err
 }
 
 // may says whether a user may ask.
 func (s *Server) may(uid uint32) bool { return uid == 0 || slices.Contains(s.Users, uid) }
 
-// peer is the user at the other end.
-func peer(c *net.UnixConn) (uint32, error) {
-	raw, err := c.SyscallConn()
+// ErrBusy: something else is being done, and only status is answered.
+var ErrBusy = errors.New("the installer is busy")
+
+type busyError struct{ verb string }
+
+func (e *busyError) Error() string        { return ErrBusy.Error() + " with " + e.verb }
+func (e *busyError) Is(target error) bool { return target == ErrBusy }
+
+// begin takes Boot for a verb that changes something, until end.
+func (s *Server) begin(verb string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.doing != nil {
+		return &busyError{s.doing.Verb}
+	}
+	s.doing = &Doing{Verb: verb}
+	return nil
+}
+
+func (s *Server) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.doing = nil
+}
+
+// look asks Boot how things are, for whoever has it.
+func (s *Server) look(ctx context.Context) (fota.Status, error) {
+	device, err := s.Boot.Status(ctx)
 	if err != nil {
-		return 0, err
+		return device, fmt.Errorf("cannot tell how things are: %w", err)
 	}
-	var cred *syscall.Ucred
-	var errCred error
-	err = raw.Control(func(fd uintptr) {
-		cred, errCred = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
-	})
-	if err = errors.Join(err, errCred); err != nil {
-		return 0, fmt.Errorf("cannot tell who asks: %w", err)
-	}
-	return cred.Uid, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.device = &device
+	return device, nil
 }
 
-// readLine reads the one line that a peer may send.
-func readLine(r io.Reader) ([]byte, error) {
-	b := bufio.NewReaderSize(r, requestLimit)
-	line, err := b.ReadSlice('\n')
+// status never fails: what cannot be told is a note.
+func (s *Server) status(ctx context.Context) *Status {
+	st := &Status{Version: s.Version, Protocol: Protocol}
+	note := func(text string) {
+		if len(st.Notes) < notesLimit {
+			st.Notes = append(st.Notes, printable(text))
+		}
+	}
+	if s.memory == nil {
+		note("nothing can be remembered: see the log")
+	} else {
+		st.Staged = s.memory.Get().Staged
+		if damaged := s.memory.Damaged(); damaged != "" {
+			note("what was remembered is damaged, and was set aside as " + damaged)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
-	case errors.Is(err, bufio.ErrBufferFull):
-		return nil, fmt.Errorf("a request has at most %d bytes", requestLimit)
-	case err != nil:
-		return nil, fmt.Errorf("no whole request came: %w", err)
-	case b.Buffered() > 0:
-		return nil, errors.New("a connection is for one request")
+	case s.Boot == nil:
+		note(errNoLoader.Error())
+	case s.doing != nil:
+		doing := *s.doing
+		st.Doing = &doing
+	default:
+		device, err := s.Boot.Status(ctx)
+		s.device = &device
+		if err != nil {
+			note("cannot tell how things are: " + err.Error())
+			s.device = nil
+		}
 	}
-	return line, nil
+	if s.device != nil {
+		device := *s.device
+		device.Notes = nil
+		for _, text := range s.device.Notes {
+			note(text)
+		}
+		st.Device = &device
+	}
+	return st
 }
 
-// A request is what a peer asks.
-type request struct{ verb string }
+// arm lets the next starts try what install has finished, and nothing else.
+func (s *Server) arm(ctx context.Context, v fota.Version) error {
+	if s.memory == nil {
+		return errForgetful
+	}
+	staged := s.memory.Get().Staged
+	if staged == nil || staged.Version != v {
+		return fota.Refuse(fota.StageBoot, "staged", "%v is not what was installed last", v)
+	}
+	device, err := s.look(ctx)
+	if err != nil {
+		return err
+	}
+	if o := device.Other; o.Version != v || o.Mark != fota.Staged && o.Mark != fota.Armed {
+		return fota.Refuse(fota.StageBoot, "staged", "%v was installed, but is not ready to start any more", v)
+	}
+	return s.Boot.Arm(ctx, v)
+}
 
-// parse reads a request: one object, no member but those of a request, none twice.
-// encoding/json by itself would take "Verb" for "verb", and the last of two.
-func parse(line []byte) (r request, err error) {
-	d := json.NewDecoder(bytes.NewReader(line))
-	members := map[string]any{"verb": &r.verb}
-	if open, err := d.Token(); err != nil || open != json.Delim('{') {
-		return r, errors.New("a request is a JSON object")
+// cancel takes back what install and arm did.
+func (s *Server) cancel(ctx context.Context) error {
+	var err error
+	if s.memory != nil {
+		err = s.memory.Update(func(m *memory) error { m.Staged = nil; return nil })
 	}
-	for d.More() {
-		name, err := d.Token()
-		if err != nil {
-			return r, fmt.Errorf("the request is no JSON: %w", err)
+	return errors.Join(err, s.Boot.Cancel(ctx))
+}
+
+// progressEvery is how often, at most, a peer is told how far an install is.
+const progressEvery = time.Second / 2
+
+// progress tells status, and the peer, how far an install is.
+func (s *Server) progress(p *peer) func(done, total int64) {
+	var next time.Time
+	return func(done, total int64) {
+		s.mu.Lock()
+		s.doing.Done, s.doing.Total = done, total
+		now := time.Now()
+		tell := done == total || now.After(next)
+		if tell {
+			next = now.Add(progressEvery)
 		}
-		into, ok := members[name.(string)] // or Token had failed
-		if !ok {
-			return r, fmt.Errorf("member %.20q is not known, or comes twice", name)
-		}
-		delete(members, name.(string))
-		if err := d.Decode(into); err != nil {
-			return r, fmt.Errorf("member %q: %w", name, err)
+		s.mu.Unlock()
+		if tell {
+			_ = p.tell(answer{Progress: &progress{done, total}}) // who is gone is noticed otherwise
 		}
 	}
-	if _, err := d.Token(); err != nil {
-		return r, fmt.Errorf("the request is no JSON: %w", err)
-	}
-	if _, err := d.Token(); err != io.EOF {
-		return r, errors.New("there is something behind the request")
-	}
-	return r, nil
 }
