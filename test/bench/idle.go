@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A rest is what a connected process costs while nothing happens.
@@ -17,6 +20,7 @@ type rest struct {
 	rss, pss float64 // MiB, at the end
 	wakes    float64 // voluntary context switches a minute
 	cpu      float64 // ms a minute
+	written  float64 // KiB a minute, to disks
 }
 
 // rests are those of one program, a rest a round.
@@ -29,7 +33,7 @@ type rests struct {
 func (r *rests) best() rest {
 	b := r.found[0]
 	for _, o := range r.found {
-		b = rest{min(b.rss, o.rss), min(b.pss, o.pss), min(b.wakes, o.wakes), min(b.cpu, o.cpu)}
+		b = rest{min(b.rss, o.rss), min(b.pss, o.pss), min(b.wakes, o.wakes), min(b.cpu, o.cpu), min(b.written, o.written)}
 	}
 	return b
 }
@@ -76,7 +80,8 @@ func (w *world) idle(ctx context.Context, ours, peer *rests, o options) (err err
 		if err != nil {
 			return err
 		}
-		r := rest{wakes: (after.wakes - b.before.wakes) / minutes, cpu: (after.cpu - b.before.cpu) / minutes}
+		r := rest{wakes: (after.wakes - b.before.wakes) / minutes, cpu: (after.cpu - b.before.cpu) / minutes,
+			written: (after.written - b.before.written) / minutes}
 		if r.rss, r.pss, err = memoryOf(b.pid); err != nil {
 			return err
 		}
@@ -107,10 +112,15 @@ func memoryOf(pid int) (rss, pss float64, err error) {
 }
 
 // work is what a process has done so far.
-type work struct{ wakes, cpu float64 }
+type work struct{ wakes, cpu, written float64 }
 
 func workOf(pid int) (work, error) {
 	var sum work
+	written, err := field(fmt.Sprintf("/proc/%d/io", pid), "write_bytes:")
+	if err != nil {
+		return work{}, err
+	}
+	sum.written = written / 1024
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
 	if err != nil || len(tasks) == 0 {
 		return work{}, fmt.Errorf("process %d is gone", pid)
@@ -134,6 +144,21 @@ func workOf(pid int) (work, error) {
 		sum.cpu += ns / 1e6
 	}
 	return sum, nil
+}
+
+// stateSize is what the state of the agent takes on its disk, in MiB.
+func (w *world) stateSize() (float64, error) {
+	var blocks int64
+	err := filepath.WalkDir(w.path("state"), func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		var s unix.Stat_t
+		err = unix.Lstat(path, &s)
+		blocks += s.Blocks // of 512 bytes, see stat(2)
+		return err
+	})
+	return float64(blocks) / 2048, err
 }
 
 // field is a number in a file of lines "name number".

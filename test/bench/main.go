@@ -5,6 +5,8 @@
 //	start-to-publish-ratio  `birthmark run`, key in the TPM      mosquitto_pub, key in a file
 //	enrolment-ratio         `birthmark enroll`, key in the TPM   openssl and curl, key in a file
 //	agent-memory-idle       `birthmark run` at rest              mosquitto_sub (shown)
+//	disk-written-idle       the same
+//	disk-state              its state, after all that
 //	start-to-ready          `birthmark run`, to READY=1 for its service manager
 //	tpm-commands-message    the TPM of `birthmark run` while it sends telemetry
 //	device-binary-size      bin/birthmark
@@ -158,6 +160,13 @@ func measure(ctx context.Context, o options) (_ *measurement, err error) {
 	m.figures.add("start-to-publish-ratio", m.publishing[0].ratio(m.publishing[1]))
 	m.figures.add("start-to-ready", ready.best().Seconds())
 	m.figures.add("enrolment-ratio", m.enrolling[0].ratio(m.enrolling[1]))
-	m.figures.add("agent-memory-idle", m.resting[0].best().rss)
+	atRest := m.resting[0].best()
+	m.figures.add("agent-memory-idle", atRest.rss)
+	m.figures.add("disk-written-idle", atRest.written*24*60)
+	size, err := w.stateSize()
+	if err != nil {
+		return nil, err
+	}
+	m.figures.add("disk-state", size)
 	return m, nil
 }
