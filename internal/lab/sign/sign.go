@@ -220,7 +220,7 @@ func (r Release) judge(ctx context.Context, path string, want fota.Manifest, tru
 	if !reflect.DeepEqual(got, want) {
 		return nil, fmt.Errorf("a device would find another release in the bundle than was ordered: %+v, not %+v", got, want)
 	}
-	record, err := r.record(ctx, f, b)
+	record, err := r.record(f, b)
 	if err != nil {
 		return nil, err
 	}

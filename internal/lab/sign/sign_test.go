@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,7 +78,7 @@ func TestADeviceFindsWhatWasOrdered(t *testing.T) {
 	for _, compression := range []Compression{Zstd, Gzip, XZ} {
 		r := release(t)
 		r.Compression = compression
-		r.Description, r.Build = "two lines,\nand \\ \"every\" ; # = é", "ci 77"
+		r.Description, r.Build = "two lines,\nand C:\\new \"every\" ; # = é", "ci 77"
 		record, err := Firmware(t.Context(), r, by, out, quiet)
 		if err != nil {
 			t.Errorf("%s: %v", compression, err)
@@ -275,6 +276,7 @@ func TestWhatWasThereStays(t *testing.T) {
 		{"a rauc that makes nothing", good, "exit 0", "", "no such file"},
 		{"a rauc that makes another release", good, `for in; do [ -d "$in" ] && sed -i s/1.1.0/1.2.0/ "$in/manifest.raucm"; done; exec $REAL "$@"`, "", "another release"},
 		{"a rauc that packs another image", good, `for in; do [ -d "$in" ] && echo >>"$in/app.img"; done; exec $REAL "$@"`, "", "another release"},
+		{"a rauc that packs a damaged one", good, `$REAL "$@" && for out; do :; done && printf '\377\377\377' | dd of="$out" bs=1 seek=1000 conv=notrunc 2>&1`, "block", "a device would refuse"},
 		{"a rauc that loses the end", good, `$REAL "$@" && for out; do :; done && truncate -s -1 "$out"`, "trailer", "a device would refuse"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -322,6 +324,15 @@ func standIn(t *testing.T, script string) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
+func TestCancelEndsCopying(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	dir := t.TempDir()
+	if _, _, err := copyFile(ctx, put(t, filepath.Join(dir, "a"), bt.Text(100)), filepath.Join(dir, "b")); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want %v", err, context.Canceled)
+	}
+}
+
 func TestMissingProgramsAreNamed(t *testing.T) {
 	by, r := mustLab(t, t.TempDir()), release(t)
 	t.Setenv("PATH", t.TempDir())
@@ -340,7 +351,7 @@ func TestCancelEndsRAUC(t *testing.T) {
 	if out, err := exec.Command("mkfifo", fifo).CombinedOutput(); err != nil {
 		t.Fatalf("mkfifo: %v\n%s", err, out)
 	}
-	standIn(t, fmt.Sprintf("exec 3>%s; echo up >&3; sleep 1000; exit 1", fifo))
+	standIn(t, fmt.Sprintf("exec 3>%s; sleep 1000 & echo up >&3; wait", fifo))
 	ctx, cancel := context.WithCancel(t.Context())
 	dir := t.TempDir()
 	ended := make(chan error)
@@ -361,8 +372,11 @@ func TestCancelEndsRAUC(t *testing.T) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 	// The end comes when nobody has it open for writing, neither the script nor sleep.
-	if n, err := f.Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Errorf("read %d bytes, %v, want the end", n, err)
+	if err := f.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := f.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("read %d bytes, %v, want %v: something runs on", n, err, io.EOF)
 	}
 	wantFiles(t, "canceled", dir)
 }
