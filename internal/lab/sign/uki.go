@@ -59,6 +59,9 @@ func readUKI(path string, v fota.Version) (*UKIRecord, error) {
 	if len(program.Signatures()) == 0 {
 		return nil, errors.New("it is not signed for Secure Boot: sign it first, as with sbsign")
 	}
+	if _, ok := program.Section(".linux"); !ok {
+		return nil, errors.New("it has no section .linux: it is no unified kernel image")
+	}
 	osRelease, err := text(program, ".osrel")
 	if err != nil {
 		return nil, err
@@ -94,14 +97,18 @@ func text(program *pe.File, section string) (string, error) {
 	return strings.TrimRight(string(b), "\x00"), err
 }
 
-// imageVersion is IMAGE_VERSION of os-release(5); "" if it says none.
-func imageVersion(osRelease string) string {
+// imageVersion is IMAGE_VERSION of os-release(5); "" if it says none, or two, of which
+// one reader might take this and the next one that.
+func imageVersion(osRelease string) (version string) {
 	for line := range strings.Lines(osRelease) {
-		if value, ok := strings.CutPrefix(line, "IMAGE_VERSION="); ok {
-			return strings.Trim(strings.TrimSpace(value), `"'`)
+		if value, ok := strings.CutPrefix(strings.TrimSpace(line), "IMAGE_VERSION="); ok {
+			if version != "" {
+				return ""
+			}
+			version = strings.Trim(value, `"'`)
 		}
 	}
-	return ""
+	return version
 }
 
 var sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -116,7 +123,7 @@ func rootHash(line string) (string, error) {
 		key, value, _ := strings.Cut(word, "=")
 		switch {
 		case key == "init":
-			hasInit = true
+			hasInit = strings.HasPrefix(value, "/")
 		case key != "roothash" && key != "verity.hash":
 		case root != "":
 			return "", errors.New("its command line has two root hashes")

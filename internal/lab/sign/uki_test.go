@@ -31,11 +31,16 @@ func run(t *testing.T, name string, args ...string) {
 // without text is left out.
 func makeUKI(t *testing.T, osRelease, commandLine string) string {
 	t.Helper()
+	return makeProgram(t, osRelease, commandLine, strings.Repeat("kernel ", 2000))
+}
+
+func makeProgram(t *testing.T, osRelease, commandLine, linux string) string {
+	t.Helper()
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
 	var args []string
 	for _, s := range []struct{ name, text, at string }{
-		{".osrel", osRelease, "0x20000"}, {".cmdline", commandLine, "0x30000"}, {".linux", strings.Repeat("kernel ", 2000), "0x2000000"},
+		{".osrel", osRelease, "0x20000"}, {".cmdline", commandLine, "0x30000"}, {".linux", linux, "0x2000000"},
 	} {
 		if s.text != "" {
 			args = append(args, "--add-section", s.name+"="+put(t, file(s.name), []byte(s.text)), "--change-section-vma", s.name+"="+s.at)
@@ -96,6 +101,7 @@ func TestUKIIsRefused(t *testing.T) {
 	}{
 		{"no program", func() string { return put(t, filepath.Join(t.TempDir(), "linux.efi"), []byte("MZ, and no more")) }, "it ends within its headers"},
 		{"nobody signed it", func() string { return makeUKI(t, osRelease, commandLine) }, "not signed for Secure Boot"},
+		{"no kernel", func() string { return signUKI(t, makeProgram(t, osRelease, commandLine, "")) }, "no section .linux"},
 		{"no os-release", func() string { return signUKI(t, makeUKI(t, "", commandLine)) }, "no section .osrel"},
 		{"no command line", func() string { return signUKI(t, makeUKI(t, osRelease, "")) }, "no section .cmdline"},
 		{"a command line without end", func() string {
@@ -104,6 +110,7 @@ func TestUKIIsRefused(t *testing.T) {
 		{"of another release", func() string {
 			return signUKI(t, makeUKI(t, strings.ReplaceAll(osRelease, "1.1.0", "1.0.0"), commandLine))
 		}, "IMAGE_VERSION=1.0.0+sv2, and the release is 1.1.0+sv2"},
+		{"of two releases", func() string { return signUKI(t, makeUKI(t, osRelease+"IMAGE_VERSION=1.0.0+sv2\n", commandLine)) }, "IMAGE_VERSION=, and"},
 		{"of no release", func() string { return signUKI(t, makeUKI(t, "ID=acme\n", commandLine)) }, "IMAGE_VERSION=, and"},
 	} {
 		record, err := readUKI(c.path(), fota.Version{Major: 1, Minor: 1, Security: 2})
@@ -144,6 +151,7 @@ func TestRootHash(t *testing.T) {
 		{"a long one", "init=/i roothash=" + root + "00", "", "64 lower-case"},
 		{"upper case", "init=/i roothash=" + strings.ToUpper(root), "", "64 lower-case"},
 		{"empty", "init=/i roothash=", "", "64 lower-case"},
+		{"an init of no place", "init=systemd", "", "no init="},
 		{"no init", "roothash=" + root + " rdinit=/i", "", "no init="},
 		{"an empty line", "", "", "no init="},
 	} {
