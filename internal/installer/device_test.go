@@ -106,11 +106,13 @@ func (l *fakeLoader) Bless(context.Context) error {
 type device struct {
 	*testing.T
 	Client
+	server *Server
 	loader *fakeLoader
 	pki    *bundletest.PKI
 	etc    string // the first folder of trust
 	usr    string // the second
 	state  string
+	grace  time.Duration
 	hear   func(ctx context.Context, p *peer, size int64) *remote
 
 	stop  func()
@@ -133,28 +135,42 @@ func (d *device) makeTrust() {
 
 func (d *device) newServer() *Server {
 	return &Server{Version: "1.2.3", Users: []uint32{uint32(os.Getuid())}, Idle: time.Hour,
-		Boot: d.loader, Clock: clock.Host(), Trust: []string{d.etc, d.usr}, State: d.state, hear: d.hear}
+		Boot: d.loader, Clock: clock.Host(), Trust: []string{d.etc, d.usr}, Grace: d.grace, State: d.state, hear: d.hear}
 }
 
 // start starts the server, anew if there was one.
 func (d *device) start() {
 	d.Helper()
-	if d.stop != nil {
-		d.stop()
-		if err := <-d.ended; err != nil {
-			d.Errorf("the server ended with %v", err)
-		}
-	}
+	d.stopped()
 	ctx, stop := context.WithCancel(context.Background())
+	d.server = d.newServer()
 	var path string
-	path, d.ended = serve(d.T, ctx, d.newServer())
+	path, d.ended = serve(d.T, ctx, d.server)
 	d.stop, d.Client = stop, Client{path}
-	d.Cleanup(stop)
+	d.Cleanup(d.stopped)
+}
+
+// stopped stops the server, if there is one.
+func (d *device) stopped() {
+	d.Helper()
+	if d.stop == nil {
+		return
+	}
+	d.stop()
+	if err := <-d.ended; err != nil {
+		d.Errorf("the server ended with %v", err)
+	}
+	d.stop = nil
 }
 
 func (d *device) trust(folder, name string, text []byte) {
 	d.Helper()
-	if err := os.WriteFile(filepath.Join(folder, name), text, 0o600); err != nil {
+	d.put(filepath.Join(folder, name), text)
+}
+
+func (d *device) put(path string, text []byte) {
+	d.Helper()
+	if err := os.WriteFile(path, text, 0o600); err != nil {
 		d.Fatal(err)
 	}
 }
@@ -198,9 +214,7 @@ func (d *device) mustInstall(v string) *Release {
 func (d *device) file(b []byte) string {
 	d.Helper()
 	path := filepath.Join(d.TempDir(), "bundle")
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		d.Fatal(err)
-	}
+	d.put(path, b)
 	return path
 }
 
