@@ -199,9 +199,9 @@ func TestReadersHaveToAgree(t *testing.T) {
 		der := d.der()
 		s, err := ReadSigned(der)
 		must(err)
-		parts, err := takeApart(der)
+		parts, err := takeApart(der, plainData)
 		must(err)
-		info, err := readSignerInfo(parts.signer)
+		info, err := readSignerInfo(parts.signer, plainData)
 		must(err)
 		if err := agree(der, s, info); err != nil {
 			t.Fatal(err)

@@ -27,6 +27,9 @@
 // why this room, which stands on the standard library otherwise, imports it. Its verdict
 // is not asked: it accepts much that is refused here.
 //
+// [ReadAuthenticode] is the first step for another kind of message, the signature of a
+// program for UEFI firmware. Who may sign programs says the firmware, and no Trust.
+//
 // # Certificates
 //
 // [Certificates] reads a certs-only message: the degenerate SignedData in which an

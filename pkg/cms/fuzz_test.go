@@ -59,7 +59,7 @@ func FuzzAttributes(f *testing.F) {
 		if CheckDER(tlv(tagSet, set)) != nil {
 			return // readAttributes never sees it
 		}
-		digest, err := readAttributes(set)
+		digest, err := readAttributes(set, plainData)
 		if err != nil {
 			return
 		}

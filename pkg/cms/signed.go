@@ -69,7 +69,18 @@ func (s *Signed) Check(digest []byte) error {
 
 // ReadSigned reads a SignedData with one signer, in DER, and verifies that signature.
 // Nothing that it returns shares memory with der. Its error is a *[Refusal].
-func ReadSigned(der []byte) (*Signed, error) {
+func ReadSigned(der []byte) (*Signed, error) { return readSigned(der, plainData) }
+
+// A kind of content is what a message says that it is about, and what that is in ASN.1.
+type kind struct {
+	id   []byte // contents of an OBJECT IDENTIFIER
+	tag  byte
+	name string
+}
+
+var plainData = kind{idData, tagOctetString, "plain data"}
+
+func readSigned(der []byte, about kind) (*Signed, error) {
 	if len(der) > SignedLimit {
 		return nil, refuse("size", "%d bytes, limit %d", len(der), SignedLimit)
 	}
@@ -79,11 +90,11 @@ func ReadSigned(der []byte) (*Signed, error) {
 		return nil, refuse("der", "%w", err)
 	}
 	der = bytes.Clone(der)
-	parts, err := takeApart(der)
+	parts, err := takeApart(der, about)
 	if err != nil {
 		return nil, err
 	}
-	info, err := readSignerInfo(parts.signer)
+	info, err := readSignerInfo(parts.signer, about)
 	if err != nil {
 		return nil, err
 	}
@@ -130,11 +141,11 @@ type parts struct {
 //	    version           INTEGER,                1
 //	    digestAlgorithms  SET,                    that of the signer
 //	    encapContentInfo  SEQUENCE {
-//	      eContentType    OBJECT IDENTIFIER,      id-data
+//	      eContentType    OBJECT IDENTIFIER,      id-data, or another kind
 //	      eContent        [0] EXPLICIT OCTET STRING OPTIONAL },
 //	    certificates      [0] IMPLICIT SET,
 //	    signerInfos       SET } }                 one
-func takeApart(der []byte) (p parts, err error) {
+func takeApart(der []byte, about kind) (p parts, err error) {
 	var r reader
 	info := r.open(&der, tagSequence, "ContentInfo")
 	contentType := r.open(&info, tagOID, "contentType")
@@ -152,7 +163,7 @@ func takeApart(der []byte) (p parts, err error) {
 	eContentType := r.open(&encap, tagOID, "eContentType")
 	if len(encap) > 0 {
 		octets := r.open(&encap, tagContext0, "eContent")
-		p.content = r.open(&octets, tagOctetString, "eContent")
+		p.content = r.open(&octets, about.tag, "eContent")
 		r.end(octets, "eContent")
 	}
 	r.end(encap, "encapContentInfo")
@@ -170,8 +181,8 @@ func takeApart(der []byte) (p parts, err error) {
 	if !bytes.Equal(version, []byte{1}) {
 		return p, refuse("version", "version %x of SignedData, want 1", version)
 	}
-	if !bytes.Equal(eContentType, idData) {
-		return p, refuse("type", "its content is not plain data")
+	if !bytes.Equal(eContentType, about.id) {
+		return p, refuse("type", "its content is not %s", about.name)
 	}
 	if len(signers) == 0 {
 		return p, refuse("signers", "nobody signed it")

@@ -46,7 +46,7 @@ type signerInfo struct {
 // The signer may also be named by a key identifier, and attributes may follow that are
 // not signed. Both are refused. Nothing that signs firmware needs them, the second
 // reader does not know the former, and anybody may add the latter.
-func readSignerInfo(b []byte) (*signerInfo, error) {
+func readSignerInfo(b []byte, about kind) (*signerInfo, error) {
 	var r reader
 	version := r.open(&b, tagInteger, "version of SignerInfo")
 	if len(b) > 0 && b[0] == tagKeyID {
@@ -83,7 +83,7 @@ func readSignerInfo(b []byte) (*signerInfo, error) {
 	if s.hash, err = digestAlgorithm(hash); err != nil {
 		return nil, refuse("algorithm", "%w", err)
 	}
-	if s.digest, err = readAttributes(attributes); err != nil {
+	if s.digest, err = readAttributes(attributes, about); err != nil {
 		return nil, err
 	}
 	if len(s.digest) != s.hash.Size() {
@@ -99,7 +99,7 @@ func readSignerInfo(b []byte) (*signerInfo, error) {
 // ascending: a reader that would sort them signs the same bytes. Attributes of types
 // that are not looked for, such as signingTime, which the signer may choose, have to
 // be well formed only.
-func readAttributes(set []byte) (digest []byte, err error) {
+func readAttributes(set []byte, about kind) (digest []byte, err error) {
 	seen := map[string]bool{}
 	var before []byte
 	for len(set) > 0 {
@@ -122,7 +122,7 @@ func readAttributes(set []byte) (digest []byte, err error) {
 		case bytes.Equal(id, idContentType):
 			got := r.open(&values, tagOID, "contentType")
 			r.end(values, "contentType")
-			if r.err == nil && !bytes.Equal(got, idData) {
+			if r.err == nil && !bytes.Equal(got, about.id) {
 				return nil, refuse("attributes", "contentType is not that of the content")
 			}
 		case bytes.Equal(id, idMessageDigest):

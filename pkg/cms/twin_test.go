@@ -25,7 +25,7 @@ var sites = []site{
 		return nil, refuse("der",`, `	} else if err != nil && !off("der") {
 		return nil, refuse("der",`},
 	{"content type", "signed.go", `!bytes.Equal(contentType, idSignedData)`, ""},
-	{"eContentType", "signed.go", `!bytes.Equal(eContentType, idData)`, ""},
+	{"eContentType", "signed.go", `!bytes.Equal(eContentType, about.id)`, ""},
 	{"version", "signed.go", `!bytes.Equal(version, []byte{1})`, ""},
 	{"digest algorithms", "signed.go", `r.end(digests, "digestAlgorithms")`, "skip"},
 	{"end of SignedData", "signed.go", `r.end(signed, "SignedData")`, "skip"},
@@ -47,7 +47,7 @@ var sites = []site{
 	{"value", "signer.go", `r.err == nil && len(values) == 0`, ""},
 	{"attribute twice", "signer.go", `case seen[string(id)]:`, `case seen[string(id)] && !off("attribute twice"):`},
 	{"order", "signer.go", `case bytes.Compare(before, whole) > 0:`, `case bytes.Compare(before, whole) > 0 && !off("order"):`},
-	{"contentType", "signer.go", `r.err == nil && !bytes.Equal(got, idData)`, ""},
+	{"contentType", "signer.go", `r.err == nil && !bytes.Equal(got, about.id)`, ""},
 	{"one contentType", "signer.go", `r.end(values, "contentType")`, "skip"},
 	{"one messageDigest", "signer.go", `r.end(values, "messageDigest")`, "skip"},
 	{"mandatory", "signer.go", `!seen[string(idContentType)] || !seen[string(idMessageDigest)]`, ""},
