@@ -2,6 +2,7 @@ package firmware
 
 import (
 	"errors"
+	"io/fs"
 
 	"birthmark/pkg/fota"
 )
@@ -38,11 +39,17 @@ const damaged = "it was damaged, or forged: fetch it anew from its maker"
 // Hint is the next step after an error of [Verify]; "" where there is none to say.
 func Hint(err error) string {
 	var refusal *fota.Refusal
+	var unread *UnavailableError
+	var path *fs.PathError
 	switch {
 	case errors.As(err, &refusal):
 		return hints[refusal.Stage][refusal.Code]
+	case !errors.As(err, &unread):
+		return ""
 	case isUntrusted(err):
 		return "is the server's root certificate one of the system's, or named by --tls-anchors?"
+	case errors.As(err, &path):
+		return "is the path right, and may this user read it?"
 	}
 	return ""
 }
