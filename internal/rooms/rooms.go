@@ -42,6 +42,7 @@ var graph = map[string][]string{
 	"pkg/fota":                 {},
 	"pkg/fota/bundle":          {"pkg/cms", "pkg/fota", "pkg/fota/bundle/squashfs"},
 	"pkg/fota/bundle/squashfs": {"github.com/klauspost/compress", "github.com/ulikunitz/xz"},
+	"pkg/fota/sdboot":          {"pkg/cms", "pkg/fota", "pkg/fota/sdboot/pe"},
 	"pkg/fota/sdboot/pe":       {},
 	"pkg/fota/source":          {},
 	"pkg/rot":                  {},
@@ -93,6 +94,7 @@ var graph = map[string][]string{
 	"internal/metrics/metricstest": {},
 	"internal/promises":            {},
 	"pkg/fota/bundle/bundletest":   {},
+	"pkg/fota/sdboot/pe/petest":    {},
 	"internal/rooms":               {},
 	"test/e2e":                     {"internal/agent", "pkg/lifecycle", "pkg/store"},
 	"test/bench":                   {"internal/lab", "internal/swtpm", "golang.org/x/sys"},
@@ -117,6 +119,7 @@ var testsMay = []string{
 	"internal/lab", "internal/lab/broker", "internal/lab/ca", "internal/lab/est",
 	"pkg/rot/rottest",              // what every root of trust promises
 	"pkg/fota/bundle/bundletest",   // bundles, good and bad
+	"pkg/fota/sdboot/pe/petest",    // programs for firmware
 	"internal/metrics/metricstest", // what Prometheus reads
 	"internal/crashdisk",           // what a power cut leaves
 	"internal/cli/clitest",         // commands of script tests

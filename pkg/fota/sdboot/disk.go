@@ -1,0 +1,101 @@
+package sdboot
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+)
+
+// A disk is all that this package does to change what lies on the EFI system partition.
+// The crash test stands in between: it records what is done, and keeps some of it from
+// happening.
+type disk interface {
+	// create makes a file that is not there yet.
+	create(path string) (file, error)
+	rename(from, to string) error
+	remove(path string) error
+	// sync makes durable what is in a file, and on FAT where it begins.
+	sync(path string) error
+	// syncFolder makes durable what was made, renamed and removed in a folder.
+	syncFolder(path string) error
+}
+
+// A file is one that is being written.
+type file interface {
+	io.WriteCloser
+	Sync() error
+}
+
+type realDisk struct{}
+
+func (realDisk) rename(from, to string) error { return os.Rename(from, to) }
+func (realDisk) remove(path string) error     { return os.Remove(path) }
+func (realDisk) syncFolder(path string) error { return realDisk{}.sync(path) }
+
+func (realDisk) create(path string) (file, error) {
+	return os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+}
+
+func (realDisk) sync(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
+
+const chunkSize = 1 << 20 // bytes that are copied at once
+
+// copyExactly copies size bytes from r, which has to end there, and returns their sum.
+func copyExactly(ctx context.Context, w io.Writer, r io.Reader, size int64) (sum [sha256.Size]byte, err error) {
+	h := sha256.New()
+	chunk := make([]byte, chunkSize)
+	for left := size; left > 0; {
+		if err := ctx.Err(); err != nil {
+			return sum, context.Cause(ctx)
+		}
+		b := chunk[:min(left, chunkSize)]
+		n, err := io.ReadFull(r, b)
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			return sum, fmt.Errorf("it ends after %d bytes, want %d: %w", size-left+int64(n), size, io.ErrUnexpectedEOF)
+		}
+		if err != nil {
+			return sum, err
+		}
+		h.Write(b)
+		if _, err := w.Write(b); err != nil {
+			return sum, err
+		}
+		left -= int64(n)
+	}
+	if n, err := io.ReadFull(r, chunk[:1]); n > 0 {
+		return sum, fmt.Errorf("it has more than %d bytes", size)
+	} else if err != io.EOF {
+		return sum, err
+	}
+	return [sha256.Size]byte(h.Sum(nil)), nil
+}
+
+// hash is the sum of all that r has.
+func hash(r io.Reader) (sum [sha256.Size]byte, err error) {
+	h := sha256.New()
+	if _, err := io.CopyBuffer(h, onlyReader{r}, make([]byte, chunkSize)); err != nil {
+		return sum, err
+	}
+	return [sha256.Size]byte(h.Sum(nil)), nil
+}
+
+type onlyReader struct{ io.Reader }
+
+// dropCache lets what is read from f, all of it synced, come from the medium.
+func dropCache(f *os.File) error {
+	const dontNeed = 4 // POSIX_FADV_DONTNEED
+	if _, _, errno := syscall.Syscall6(syscall.SYS_FADVISE64, f.Fd(), 0, 0, dontNeed, 0, 0); errno != 0 {
+		return &os.PathError{Op: "fadvise", Path: f.Name(), Err: errno}
+	}
+	return nil
+}
