@@ -17,11 +17,11 @@ import (
 
 func firmwareCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "firmware", Short: "verify firmware bundles", Args: cobra.NoArgs,
+		Use: "firmware", Short: "verify and install firmware bundles", Args: cobra.NoArgs,
 		Example: "  birthmark firmware verify release.raucb",
 		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(firmwareVerifyCommand())
+	cmd.AddCommand(firmwareVerifyCommand(), firmwareInstallCommand(), firmwareStatusCommand())
 	return cmd
 }
 

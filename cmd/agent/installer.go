@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"birthmark/internal/cli"
 	"birthmark/internal/installer"
 	"birthmark/internal/version"
 	"birthmark/pkg/clock"
@@ -82,24 +81,4 @@ func uidOf(name string) (uint32, error) {
 	}
 	uid, err := strconv.ParseUint(u.Uid, 10, 32)
 	return uint32(uid), err
-}
-
-func healthCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "health", Short: "say whether this boot is a good one", Args: cobra.NoArgs,
-		Long: `Stand in the way of boot-complete.target while new firmware is on trial. This version
-installs no firmware, so no boot is a trial, and all are good.`,
-		Example: "  birthmark health && echo good",
-	}
-	asJSON := cli.JSONFlag(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if *asJSON {
-			return cli.PrintJSON(cmd.OutOrStdout(), struct {
-				Trial bool `json:"trial"`
-			}{})
-		}
-		_, err := fmt.Fprintln(cmd.OutOrStdout(), "no firmware is on trial; this boot is a good one")
-		return err
-	}
-	return cmd
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"birthmark/internal/agent"
+	"birthmark/internal/agent/api"
 	"birthmark/internal/agent/doctor"
 	"birthmark/internal/agent/firmware"
 	"birthmark/internal/agent/once"
@@ -59,7 +60,7 @@ func exitCode(err error) int {
 		errors.Is(err, store.ErrLocked), errors.Is(err, store.ErrFull),
 		errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EIO),
 		errors.Is(err, os.ErrPermission), errors.Is(err, os.ErrNotExist),
-		errors.Is(err, context.Canceled):
+		errors.Is(err, api.ErrNobody), errors.Is(err, context.Canceled):
 		return cli.Unavailable
 	}
 	return cli.Refused

@@ -77,6 +77,7 @@ func run(ctx context.Context, conf *config.Loaded, again func() (*config.Loaded,
 	if err != nil {
 		return err
 	}
+	a.UpdateBy(thisInstaller, func(ctx context.Context) error { return restartSystem(ctx, systemBus) })
 	var inForce atomic.Pointer[config.Loaded]
 	inForce.Store(conf)
 	hangups := make(chan os.Signal, 1)

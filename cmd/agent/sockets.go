@@ -40,6 +40,8 @@ func openDoors(a *agent.Agent, conf func() *config.Loaded) *api.Doors {
 			}
 			return err
 		},
+		Install: takeInstall(a),
+		Judge:   takeVerdict(a),
 	}, a.Log())
 	if err != nil {
 		a.Log().Error("not all doors are open; the agent runs without", "err", err)

@@ -26,8 +26,10 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"birthmark/internal/agent/update"
 	"birthmark/internal/config"
 	"birthmark/pkg/audit"
 	"birthmark/pkg/clock"
@@ -47,6 +49,9 @@ type Agent struct {
 	outbox  *telemetry.Outbox
 	clock   *clock.Clock
 	log     *slog.Logger
+
+	update   *update.Updater // nil without means
+	firmware atomic.Pointer[config.Firmware]
 
 	root  rot.Root // open while Run runs; the loop's own
 	live  live
@@ -74,6 +79,7 @@ func New(cfg *config.Config, log *slog.Logger) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{cfg: cfg, started: cfg, store: st, cut: func(string) {}}
+	a.firmware.Store(&cfg.Firmware)
 	a.live.started, a.live.first = time.Now(), make(chan struct{})
 	a.log = slog.New(recorder{Handler: log.Handler(), kept: &a.live.kept})
 	if a.audit, err = audit.Open(cfg.Device.State); err != nil {
@@ -111,6 +117,13 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.live.opened(nil, context.Cause(ctx))
 		}
 	}()
+	ctx, cancel := context.WithCancel(ctx)
+	var updating sync.WaitGroup
+	defer updating.Wait()
+	defer cancel()
+	if a.update != nil {
+		updating.Go(func() { a.update.Run(ctx) })
+	}
 	for ctx.Err() == nil {
 		if err := a.term(ctx); err != nil {
 			return err
@@ -125,6 +138,7 @@ func (a *Agent) term(ctx context.Context) error {
 	defer cancel()
 	if cfg := a.live.takeUp(cancel); cfg != nil {
 		a.cfg = cfg
+		a.firmware.Store(&cfg.Firmware)
 	}
 	if path := a.cfg.Metrics.Textfile; path != "" {
 		var writing sync.WaitGroup
@@ -192,7 +206,9 @@ func (a *Agent) withRoot(ctx context.Context, step func(context.Context) error) 
 }
 
 // move ends the current state on ev. The facts that ev brought and the state
-// they lead to become durable in one write.
+// they lead to become durable in one write. A state that must not find firmware on its
+// way, as of a device that is suspended or retired, has [update.Updater.Cancel] called
+// before.
 func (a *Agent) move(ev lifecycle.Event, facts func(*Device)) error {
 	var from, to lifecycle.State
 	err := a.store.Update(func(d *Device) error {

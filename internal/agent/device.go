@@ -3,6 +3,7 @@ package agent
 import (
 	"time"
 
+	"birthmark/internal/agent/update"
 	"birthmark/pkg/lifecycle"
 	"birthmark/pkg/rot"
 )
@@ -28,6 +29,9 @@ type Device struct {
 	// Asking is a request on its way to a CA: saved before it is sent, so that a
 	// power cut or a "202, later" asks again with the same key and request.
 	Asking Asking `json:"asking,omitzero"`
+	// Update is the last update of the firmware. It is not a state of its own: the device
+	// stays in service.
+	Update update.State `json:"update,omitzero"`
 	// Floor is a moment that is certainly past (see pkg/clock).
 	Floor time.Time `json:"floor,omitzero"`
 }

@@ -44,6 +44,9 @@ func (a *Agent) birth(ctx context.Context) error {
 // own ends with the first LDevID and its certificate from the owner's CA. The
 // request travels under the IDevID, or under a password where there is none.
 func (a *Agent) own(ctx context.Context) error {
+	if err := a.frozen(); err != nil {
+		return err
+	}
 	d := a.store.Get()
 	conf := enroll.Config{Clock: a.clock, Username: a.cfg.EST.Username}
 	if d.Birth.Chain != "" {

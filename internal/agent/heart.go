@@ -18,6 +18,7 @@ const (
 	linkPart     = "link"
 	samplerPart  = "sampler"
 	textfilePart = "textfile"
+	updatePart   = "firmware"
 
 	stepLimit  = 10 * time.Minute // a step: TPM and CA, with a minute or two each time
 	startLimit = time.Minute      // from the end of a step to the next

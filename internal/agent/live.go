@@ -26,6 +26,7 @@ type live struct {
 
 	attempts, sessions uint64 // with the broker
 	session            time.Time
+	seen               time.Time // when there was a session, the last time that somebody looked
 }
 
 // A Retry is a step that failed and waits.
@@ -115,4 +116,26 @@ func (l *live) connected() {
 	defer l.mu.Unlock()
 	l.sessions++
 	l.session = time.Now()
+	l.seen = l.session
+}
+
+// online notes that there is a session with the broker.
+func (l *live) online() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen = time.Now()
+}
+
+// reached reports whether there was a session with the broker.
+func (l *live) reached() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sessions > 0
+}
+
+// lately reports whether there was one within a day.
+func (l *live) lately() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.seen.IsZero() && time.Since(l.seen) < 24*time.Hour
 }

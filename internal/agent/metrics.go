@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"birthmark/internal/agent/update"
 	"birthmark/internal/metrics"
 	"birthmark/internal/version"
 	"birthmark/pkg/lifecycle"
@@ -52,6 +53,14 @@ func (a *Agent) Metrics() ([]byte, error) {
 		}
 	}
 	l := s.Live
+	var phases []metrics.Sample
+	for _, phase := range []update.Phase{update.Writing, update.Written, update.Armed, update.Trial, update.Settled} {
+		phases = append(phases, labelled(metrics.Bool(s.Update != nil && s.Update.Phase == phase), "phase", string(phase)))
+	}
+	var writing update.Progress
+	if l.Update.Progress != nil {
+		writing = *l.Update.Progress
+	}
 	return metrics.Text(
 		gauge("info", "The agent and its device.", info),
 		gauge("start_time_seconds", "When the agent was started, in Unix time.", one(float64(l.Started.UnixMilli())/1000)),
@@ -68,6 +77,10 @@ func (a *Agent) Metrics() ([]byte, error) {
 		gauge("tpm_up", "Whether the TPM is open.", one(metrics.Bool(l.TPM.Open))),
 		counter("tpm_commands_total", "Commands sent to the TPM.", one(float64(l.TPM.Commands))),
 		gauge("tpm_last_command_seconds", "How long the last command took the TPM.", one(l.TPM.LastMS/1000)),
+		gauge("firmware_update", "Where the last update of the firmware stands: 1 for the phase that it is in.", phases...),
+		gauge("firmware_written_bytes", "Bytes of new firmware that are written, while it is.", one(float64(writing.Done))),
+		gauge("firmware_writing_bytes", "Bytes of new firmware that are to be written, while it is.", one(float64(writing.Total))),
+		gauge("firmware_writing_bytes_per_second", "How fast new firmware is written, while it is.", one(float64(writing.Rate))),
 		counter("step_failures_total", "Failures of a step of the device's life, by the kind of the cause.", failures...),
 	)
 }

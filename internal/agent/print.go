@@ -45,6 +45,9 @@ func (s Status) Print(w io.Writer) error {
 	if s.Asking != nil {
 		line("asking", "since %s, %d answers so far", s.Asking.Since.Format(time.RFC3339), s.Asking.Tries)
 	}
+	if s.Update != nil {
+		line("firmware", "%s", s.Update)
+	}
 	if s.Live != nil {
 		s.Live.print(line)
 	}
@@ -74,6 +77,9 @@ func (l *Live) print(line func(key, format string, args ...any)) {
 	line("outbox", "%d messages wait, %d bytes; %d dropped", l.Outbox.Waiting, l.Outbox.Bytes, l.Outbox.Dropped)
 	if l.Outbox.Disk != "" {
 		line("", "the disk: %s", l.Outbox.Disk)
+	}
+	if p := l.Update.Progress; p != nil {
+		line("writing", "%d of %d bytes, %d bytes a second", p.Done, p.Total, p.Rate)
 	}
 	if l.Retry != nil {
 		line("waiting", "%s failed in state %s, attempt %d, again at %s", l.Retry.Kind, l.Retry.State, l.Retry.Attempt, l.Retry.At.Format(time.RFC3339))

@@ -86,6 +86,7 @@ var troubles = []trouble{
 	{"disk", is(store.ErrLocked), "another agent, or another enrolment, is at work in this folder: wait for it, or stop it first"},
 	{"disk", is(store.ErrFull), "make room on the disk; nothing was lost"},
 	{"broker", is(telemetry.ErrRefused), "the broker knows this certificate or client id not, or no longer: look at its log"},
+	{"firmware", is(errFrozen), "wait until the update is settled: `birthmark firmware status`"},
 	{"pending", as[*enroll.PendingError], "somebody has to approve the request at the CA"},
 	{"untrusted", as[*enroll.UntrustedError], untrustedHint},
 	{"untrusted", as[*clock.VerifyError], untrustedHint}, // the broker's

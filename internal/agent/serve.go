@@ -125,15 +125,8 @@ func (a *Agent) link(ctx context.Context) (*telemetry.Link, *ldevid, error) {
 // suspectClone tells the owner, and whoever reads the audit log, that the session is
 // taken over again and again, which another device with this credential would do.
 func (a *Agent) suspectClone() {
-	d := a.store.Get()
 	a.record("clone-suspected")
-	event, err := telemetry.Event(d.ID, "clone-suspected", a.clock.Now(), credentialFacts(d.Owner))
-	if err == nil {
-		err = a.put(event)
-	}
-	if err != nil {
-		a.log.Error("cannot keep an event", "event", "clone-suspected", "err", err)
-	}
+	a.event("clone-suspected", credentialFacts(a.store.Get().Owner))
 }
 
 // facts is what the device says of itself when it comes online.
@@ -189,6 +182,9 @@ const readingTopic = "tele/system"
 // that cannot be kept is said; the next one may fit.
 func (a *Agent) report(sampler *telemetry.Sampler) {
 	a.heart.beat(samplerPart, workLimit)
+	if a.outbox.Online() {
+		a.live.online()
+	}
 	reading := struct {
 		telemetry.System
 		CertDaysLeft *float64          `json:"cert_days_left,omitempty"`

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"time"
 
+	"birthmark/internal/agent/update"
 	"birthmark/internal/config"
 	"birthmark/internal/version"
 	"birthmark/pkg/clock"
@@ -25,6 +26,7 @@ type Status struct {
 	Owner     *Certificate   `json:"ldevid,omitempty"`
 	Assurance rot.Assurance  `json:"assurance,omitempty"`
 	Asking    *AskingSummary `json:"asking,omitempty"`
+	Update    *UpdateSummary `json:"update,omitempty"` // of the firmware, the last
 	Folder    string         `json:"folder"`
 	Live      *Live          `json:"live,omitempty"` // from the running agent only
 }
@@ -37,6 +39,7 @@ type Live struct {
 	TPM      TPMStatus         `json:"tpm"`
 	Broker   BrokerStatus      `json:"broker"`
 	Outbox   telemetry.Stats   `json:"outbox"`
+	Update   LiveUpdate        `json:"update"`
 	Retry    *Retry            `json:"retry,omitempty"`    // the step that failed and waits
 	Failures map[string]uint64 `json:"failures,omitempty"` // of steps, by the kind of their cause
 	Troubles []Trouble         `json:"troubles,omitempty"` // the last ones, oldest first
@@ -63,6 +66,14 @@ type BrokerStatus struct {
 	Since    time.Time `json:"since,omitzero"` // of the session that is up
 	Sessions uint64    `json:"sessions"`
 	Attempts uint64    `json:"attempts"` // to get one
+}
+
+// A LiveUpdate says how an update of the firmware is going.
+type LiveUpdate struct {
+	// Looked: what runs was compared with what is remembered, so it is known whether this
+	// is a trial.
+	Looked   bool             `json:"looked"`
+	Progress *update.Progress `json:"progress,omitempty"` // of the writing
 }
 
 // A Certificate is one certificate in brief.
@@ -122,6 +133,12 @@ func (a *Agent) Status() Status {
 	if s.Live.Broker.Up {
 		s.Live.Broker.Since = l.session
 	}
+	if a.update != nil {
+		s.Live.Update.Looked = a.update.Looked()
+		if p, ok := a.update.Underway(); ok {
+			s.Live.Update.Progress = &p
+		}
+	}
 	if l.retry != nil {
 		retry := *l.retry
 		s.Live.Retry = &retry
@@ -134,6 +151,9 @@ func statusOf(d Device, c *clock.Clock) (s Status, err error) {
 	s.State, s.ID, s.Assurance = d.State.String(), d.ID, d.Owner.Assurance
 	if d.Root.Kind != "" {
 		s.Root = &d.Root
+	}
+	if d.Update.Phase != update.None {
+		s.Update = summaryOfUpdate(d.Update)
 	}
 	now := c.Now()
 	if s.Birth, err = summary(d.Birth.Chain, now); err != nil {

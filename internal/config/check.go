@@ -44,6 +44,7 @@ func (l *Loaded) Check() []error {
 	c.birth()
 	c.est()
 	c.broker()
+	c.firmware()
 	c.telemetry()
 	c.local()
 	c.oneOf("log.level", l.Config.Log.Level, logLevels)
@@ -198,6 +199,14 @@ func (c *checker) broker() {
 	c.anchors("broker.anchors", b.Anchors)
 	c.between("broker.keepalive", b.KeepAlive, 5*time.Second, 18*time.Hour)
 	c.between("broker.reconnect_window", b.ReconnectWindow, 0, time.Hour)
+}
+
+func (c *checker) firmware() {
+	f := c.Config.Firmware
+	c.anchors("firmware.server_anchors", f.ServerAnchors)
+	if f.BytesPerSecond < 0 {
+		c.fault("firmware.bytes_per_second", "is %d: write the bytes a second, or 0 for no bound", f.BytesPerSecond)
+	}
 }
 
 func (c *checker) telemetry() {

@@ -37,6 +37,7 @@ type Config struct {
 	Birth     Birth     `toml:"birth" doc:"The maker's CA. It certifies, once, the key that the device is born with (IDevID)."`
 	EST       EST       `toml:"est" doc:"The owner's CA. It certifies the keys of everyday use (LDevID), over EST (RFC 7030)."`
 	Broker    Broker    `toml:"broker" doc:"The owner's MQTT broker."`
+	Firmware  Firmware  `toml:"firmware" doc:"Updates of the firmware. Whose releases are installed is no setting: it is in files of the image, see docs/operating.md."`
 	Telemetry Telemetry `toml:"telemetry" doc:"What the device tells of itself."`
 	Doors     Doors     `toml:"doors" doc:"The Unix sockets at which the agent answers programs on the device. The groups of their files decide who may."`
 	Metrics   Metrics   `toml:"metrics" doc:"The agent's numbers, beside those that GET /v1/metrics on control.sock answers with."`
@@ -82,6 +83,11 @@ type Broker struct {
 	Anchors         string   `toml:"anchors" path:"yes" doc:"PEM file with the root certificates that the broker must chain to."`
 	KeepAlive       Duration `toml:"keepalive" doc:"Longest silence on the connection, 5s to 18h."`
 	ReconnectWindow Duration `toml:"reconnect_window" doc:"After a lost connection, the first try comes at a random moment within this time, so that a fleet does not come back at once. At most 1h."`
+}
+
+type Firmware struct {
+	ServerAnchors  string `toml:"server_anchors" path:"yes" doc:"PEM file with the root certificates that a server with bundles must chain to. It is shown the device's everyday certificate. When empty, bundles are installed from files only."`
+	BytesPerSecond int64  `toml:"bytes_per_second" doc:"How fast bundles are read from a server, at most; 0 is no bound."`
 }
 
 type Telemetry struct {

@@ -204,10 +204,12 @@ func valueFault(file string, e entry, field reflect.Value, err error) error {
 		return &Error{File: file, Line: e.line, Msg: parse.Message}
 	}
 	form := `text in quotes`
-	switch field.Kind() {
-	case reflect.Slice:
+	switch {
+	case field.Type() == reflect.TypeFor[int64]():
+		form = `a whole number, without quotes`
+	case field.Kind() == reflect.Slice:
 		form = `a list of texts, ["…", "…"]`
-	case reflect.Map:
+	case field.Kind() == reflect.Map:
 		form = `a table of texts, { name = "…" }`
 	}
 	return &Error{File: file, Line: e.line, Msg: fmt.Sprintf("%s must be %s", e.name, form)}

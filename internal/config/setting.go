@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -77,6 +78,12 @@ func (s setting) parse(c *Config, text string) error {
 	switch v := s.field(c).Addr().Interface().(type) {
 	case *string:
 		*v = text
+	case *int64:
+		n, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%q is no number", text)
+		}
+		*v = n
 	case encoding.TextUnmarshaler:
 		return v.UnmarshalText([]byte(text))
 	case *[]string:

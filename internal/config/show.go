@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -70,6 +71,8 @@ func (s setting) value(c *Config) string {
 			return "{}"
 		}
 		return "{ " + strings.Join(pairs, ", ") + " }"
+	case int64:
+		return strconv.FormatInt(v, 10)
 	case fmt.Stringer: // a duration
 		return quote(v.String())
 	default:

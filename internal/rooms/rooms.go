@@ -61,8 +61,8 @@ var graph = map[string][]string{
 	"internal/metrics": {},
 	// The only code that runs as root. It has no network; a test holds that it links none.
 	"internal/installer": {"pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/store", "golang.org/x/sys"},
-	"internal/agent": {"internal/config", "internal/metrics", "internal/version", "pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota",
-		"pkg/lifecycle", "pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
+	"internal/agent": {"internal/agent/firmware", "internal/agent/update", "internal/config", "internal/metrics", "internal/version",
+		"pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota", "pkg/fota/bundle", "pkg/fota/source", "pkg/lifecycle", "pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
 	"internal/agent/api":  {"internal/metrics"},
 	"internal/agent/diag": {"internal/config"},
 	"internal/agent/doctor": {"internal/agent", "internal/config", "pkg/audit", "pkg/clock", "pkg/enroll", "pkg/lifecycle", "pkg/rot",
@@ -71,8 +71,8 @@ var graph = map[string][]string{
 	"internal/agent/once": {"internal/agent", "internal/config", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
 	"internal/agent/update": {"pkg/fota", "pkg/fota/source", "pkg/store"}, // the last in tests only: what is remembered is the agent's
-	"cmd/agent": {"internal/agent", "internal/agent/api", "internal/agent/diag", "internal/agent/doctor", "internal/agent/firmware", "internal/agent/once", "internal/cli",
-		"internal/config", "internal/installer", "internal/version", "pkg/clock", "pkg/enroll", "pkg/fota", "pkg/rot", "pkg/store",
+	"cmd/agent": {"internal/agent", "internal/agent/api", "internal/agent/diag", "internal/agent/doctor", "internal/agent/firmware", "internal/agent/once", "internal/agent/update",
+		"internal/cli", "internal/config", "internal/installer", "internal/version", "pkg/clock", "pkg/enroll", "pkg/fota", "pkg/rot", "pkg/store",
 		"github.com/coreos/go-systemd", "github.com/spf13/cobra", "golang.org/x/sys"},
 
 	// The lab: everything that is not on the device.

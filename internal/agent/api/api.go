@@ -5,6 +5,8 @@
 //	control.sock     group birthmark-admin      GET  /v1/status
 //	                                            GET  /v1/metrics
 //	                                            GET  /v1/doctor
+//	                                            POST /v1/firmware/install
+//	                                            POST /v1/firmware/verdict
 //	telemetry.sock   group birthmark-telemetry  POST /v1/tele/NAME
 //	                                            POST /v1/tele/NAME?durable
 //
@@ -28,6 +30,14 @@
 //	413  larger than that
 //	429  too many: 10 a second, of which 1 durable, after a burst; Retry-After says when
 //	507  no room: on disk, for more durable messages, or for one more name
+//
+// # Orders
+//
+// POST /v1/firmware/install takes an [Install], as `birthmark firmware install` sends it,
+// and POST /v1/firmware/verdict a [Verdict], as `birthmark health` does: one JSON object
+// of at most 8 KiB, without a member that is not known. 202 says that it is taken, and
+// what is going on is part of the status; an answer that says no is a [Refusal]. It comes
+// within 15 s.
 //
 // Everything else that goes wrong is answered like a web server would, with an
 // object {"error": "…"} from us or with plain text from net/http.
@@ -68,6 +78,10 @@ type Agent struct {
 	Doctor  func(context.Context) any // the same; may take some seconds
 	Metrics func() ([]byte, error)    // text for Prometheus
 	Tell    func(Message) error       // its errors: ErrNoRoom, or any other
+	// Install and Judge take orders, or say why not, as a *Refusal. Install tells the
+	// version of the bundle.
+	Install func(context.Context, Install) (string, error)
+	Judge   func(Verdict) error
 }
 
 // A Message comes from a local program.
@@ -102,7 +116,10 @@ func Open(folder string, given map[string]net.Listener, agent Agent, log *slog.L
 		handler     http.Handler
 	}{
 		{Status, everybody, gets{"/v1/status": d.status}},
-		{Control, "birthmark-admin", gets{"/v1/status": d.status, "/v1/metrics": d.metrics, "/v1/doctor": d.examine}},
+		{Control, "birthmark-admin", orders{
+			orders: map[string]func(context.Context, []byte) (any, error){"/v1/firmware/install": d.install, "/v1/firmware/verdict": d.judge},
+			others: gets{"/v1/status": d.status, "/v1/metrics": d.metrics, "/v1/doctor": d.examine},
+		}},
 		{Telemetry, "birthmark-telemetry", newTeller(agent.Tell)},
 	} {
 		if l := given[door.name]; l != nil {
