@@ -46,7 +46,7 @@ func (c Client) Status(ctx context.Context) (*Status, error) {
 
 // Install lets the installer verify and write the bundle of size bytes that r reads, and
 // reads from r whatever it asks for. Progress, if there is one, is told how far it is.
-// When it returns, nothing is read any more. An error of r's is returned as it is.
+// When it returns, nothing is read any more. An error of r's is what its error wraps.
 func (c Client) Install(ctx context.Context, r io.ReaderAt, size int64, progress func(done, total int64)) (*Release, error) {
 	return written(c.ask(ctx, message{Verb: "install", Size: &size}, &given{r: r, size: size, progress: progress}, nil))
 }

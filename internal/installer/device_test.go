@@ -113,6 +113,7 @@ type device struct {
 	usr    string // the second
 	state  string
 	grace  time.Duration
+	idle   time.Duration
 	hear   func(ctx context.Context, p *peer, size int64) *remote
 
 	stop  func()
@@ -121,7 +122,7 @@ type device struct {
 
 func newDevice(t *testing.T) *device {
 	d := &device{T: t, loader: newLoader(t), pki: bundletest.NewPKI(t, "P-256", "P-256"),
-		etc: t.TempDir(), usr: t.TempDir(), state: filepath.Join(t.TempDir(), "state")}
+		etc: t.TempDir(), usr: t.TempDir(), state: filepath.Join(t.TempDir(), "state"), idle: time.Hour}
 	d.makeTrust()
 	d.start()
 	return d
@@ -134,7 +135,7 @@ func (d *device) makeTrust() {
 }
 
 func (d *device) newServer() *Server {
-	return &Server{Version: "1.2.3", Users: []uint32{uint32(os.Getuid())}, Idle: time.Hour,
+	return &Server{Version: "1.2.3", Users: []uint32{uint32(os.Getuid())}, Idle: d.idle,
 		Boot: d.loader, Clock: clock.Host(), Trust: []string{d.etc, d.usr}, Grace: d.grace, State: d.state, hear: d.hear}
 }
 

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"testing"
+	"time"
 
 	"birthmark/pkg/fota"
 	"birthmark/pkg/fota/bundle/bundletest"
@@ -255,5 +256,39 @@ func TestErrorsOfTheClient(t *testing.T) {
 		if err == nil || errors.As(err, &r) || !bytes.Contains([]byte(err.Error()), []byte("the medium is broken")) {
 			t.Errorf("%s: got %v, want trouble with the medium", verb, err)
 		}
+	}
+}
+
+// TestItDoesNotEndWhileItInstalls waits for twice as long as it would be idle.
+func TestItDoesNotEndWhileItInstalls(t *testing.T) {
+	d := newDevice(t)
+	d.idle = 200 * time.Millisecond
+	d.loader.during = func(context.Context) {
+		select {
+		case err := <-d.ended:
+			t.Errorf("it ended with %v", err)
+		case <-time.After(2 * d.idle):
+		}
+	}
+	d.start()
+	d.mustInstall("1.1.0+sv2")
+	if err := <-d.ended; err != nil {
+		t.Errorf("it ended with %v, want nil", err)
+	}
+	d.stop = nil
+}
+
+// TestASilentPeerDoesNotHoldUpAnEnd stops a server that waits for a peer's reply.
+func TestASilentPeerDoesNotHoldUpAnEnd(t *testing.T) {
+	d := newDevice(t)
+	c := d.dial()
+	c.say([]byte(`{"verb":"install","size":4096}` + "\n"))
+	if a := c.next(); a.Read == nil {
+		t.Fatalf("got %+v, want to be asked", a)
+	}
+	start := time.Now()
+	d.stopped()
+	if took := time.Since(start); took > peerLimit {
+		t.Errorf("it ended after %v", took)
 	}
 }

@@ -158,3 +158,18 @@ func TestASilentPeerDoesNotHoldUpAStop(t *testing.T) {
 		t.Error("it did not end")
 	}
 }
+
+// TestTheLongestStatusIsAnswered has a boot loader say as much as it can.
+func TestTheLongestStatusIsAnswered(t *testing.T) {
+	d := newDevice(t)
+	for range 2 * notesLimit {
+		d.loader.status.Notes = append(d.loader.status.Notes, strings.Repeat(`<"\`, textLimit))
+	}
+	st, err := d.Status(t.Context())
+	if err != nil || len(st.Notes) != notesLimit {
+		t.Fatalf("got %v, want %d notes", err, notesLimit)
+	}
+	if want := strings.Repeat(`<"\`, textLimit)[:textLimit] + "..."; st.Notes[0] != want {
+		t.Errorf("a note has %d bytes, want its first %d", len(st.Notes[0]), textLimit)
+	}
+}

@@ -275,6 +275,7 @@ func TestASlowPeerIsNotWaitedForForEver(t *testing.T) {
 		{0, startLimit - time.Minute, time.Minute},
 		{0, startLimit, 0},
 		{slowest * 30, startLimit, 30 * time.Second},
+		{slowest * 30, startLimit + time.Minute, -30 * time.Second},
 		{slowest * 3600, startLimit, replyLimit},
 		{512 << 20, startLimit + (512<<20)/slowest*time.Second, 0},
 		{5 << 40, 0, replyLimit},

@@ -11,14 +11,13 @@ import (
 )
 
 const (
-	replyLimit = 2 * time.Minute  // for a peer to reply to one ask
-	startLimit = 10 * time.Minute // that a peer may be waited for, all in all, and
-	slowest    = 4 << 10          // bytes a second more, of what it has given
+	replyLimit = 10 * time.Minute // for a peer to reply to one ask: its network may be gone
+	startLimit = 20 * time.Minute // for all replies, and
+	slowest    = 4 << 10          // bytes for each second more
 )
 
-// patience is how long a peer is waited for the next time, after so many bytes for
-// which it was waited for so long. A network may be slow, or gone for a while; a peer
-// that gives a byte an hour keeps everybody else from installing.
+// patience is how long a peer may take for its next reply, when it took so long for so
+// many bytes. One that gives a byte an hour would keep everybody else from installing.
 func patience(given int64, waited time.Duration) time.Duration {
 	return min(replyLimit, startLimit+time.Duration(given)*time.Second/slowest-waited)
 }

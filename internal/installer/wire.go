@@ -15,7 +15,7 @@ import (
 
 const (
 	requestLimit = 4 << 10  // bytes of a line to the installer, its end included
-	answerLimit  = 16 << 10 // bytes of a line from it
+	answerLimit  = 32 << 10 // bytes of a line from it
 	readLimit    = 1 << 20  // bytes that are asked for at once
 	textLimit    = 1 << 10  // bytes of a reason for people
 	notesLimit   = 8        // notes in a status
@@ -101,7 +101,7 @@ func (a answer) err() error {
 	case a.Busy != "":
 		return &busyError{a.Busy}
 	case a.Error != "":
-		return errors.New(a.Error)
+		return errors.New("the installer says: " + a.Error)
 	}
 	return nil
 }
@@ -123,14 +123,16 @@ func printable(text string) string {
 
 // line is v as one line of at most limit bytes.
 func line(v any, limit int) ([]byte, error) {
-	text, err := json.Marshal(v)
-	if err != nil {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b) // ends the line
+	e.SetEscapeHTML(false)   // six bytes for one
+	if err := e.Encode(v); err != nil {
 		return nil, err
 	}
-	if len(text) >= limit {
-		return nil, fmt.Errorf("a line of %d bytes, limit %d", len(text)+1, limit)
+	if b.Len() > limit {
+		return nil, fmt.Errorf("a line of %d bytes, limit %d", b.Len(), limit)
 	}
-	return append(text, '\n'), nil
+	return b.Bytes(), nil
 }
 
 // readLine reads a line into the buffer of b, whose size is its limit.
