@@ -44,12 +44,11 @@ type MissingError struct{ Program, Package string }
 
 func (e *MissingError) Error() string { return e.Program + " is not installed" }
 
-// installed wants programs of Debian to be there.
-func installed(programs ...string) error {
-	packages := map[string]string{"rauc": "rauc", "mksquashfs": "squashfs-tools"}
-	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil {
-			return &MissingError{p, packages[p]}
+// installed wants the programs to be there that pack needs: rauc starts the other.
+func installed() error {
+	for _, m := range []*MissingError{{"rauc", "rauc"}, {"mksquashfs", "squashfs-tools"}} {
+		if _, err := exec.LookPath(m.Program); err != nil {
+			return m
 		}
 	}
 	return nil

@@ -159,7 +159,7 @@ func firmware(ctx context.Context, r Release, by Signer, out string, tell func(s
 	if err != nil {
 		return nil, err
 	}
-	if err := installed("rauc", "mksquashfs"); err != nil {
+	if err := installed(); err != nil {
 		return nil, err
 	}
 	// Beside the bundle, since it is renamed in the end, and images are as large as it.
