@@ -333,6 +333,11 @@ func TestWarnings(t *testing.T) {
 		"a loader with a number like those": {func(d device) { d.set(loaderInfo, text("systemd-boot 258.30")) }, ""},
 		"a loader that does not count":      {func(d device) { d.set(loaderFeatures, make([]byte, 8)) }, "does not say that it counts"},
 		"a loader that says nothing":        {func(d device) { d.must(os.Remove(d.vars().path(loaderFeatures))) }, "does not say that it counts"},
+		"a loader that counted no try":      {func(d device) { d.must(os.Remove(d.vars().path(bootCountPath))) }, "counted no try"},
+		"an entry without a counter": {func(d device) {
+			d.set(entrySelected, text("birthmark_1.0.0.efi"))
+			d.must(os.Remove(d.vars().path(bootCountPath)))
+		}, ""},
 		"what fsck found": {func(d device) {
 			d.must(os.WriteFile(d.path("efi/FSCK0000.REC"), nil, 0o644))
 		}, "FSCK0000.REC"},

@@ -28,7 +28,8 @@
 //
 // The loader takes the newest by IMAGE_VERSION, and counts a try, by renaming the file,
 // before it starts it. So an older release cannot win by being armed; [Loader.OneShot]
-// starts it once. A file without a counter would be tried for ever, also when damage is
+// starts it once, and when it is good, and has disarmed the newer one, it is the only
+// one. A file without a counter would be tried for ever, also when damage is
 // found later: Bless winds the counter back to full instead of removing it, and
 // systemd-bless-boot.service has to be masked.
 //
@@ -171,6 +172,12 @@ func (l *Loader) warnings(loader string) (warnings []string, err error) {
 	case !counts:
 		warn("the boot loader does not say that it counts tries: a bad release would be started for ever")
 	}
+	switch counted, err := l.wasCounted(); {
+	case err != nil:
+		return nil, err
+	case !counted:
+		warn("the boot loader started an entry with a counter, and counted no try: a bad release would be started for ever")
+	}
 	switch value, err := l.vars.text(entryDefault); {
 	case err == nil:
 		warn("LoaderEntryDefault is %q: it overrides counted tries, and is cleared before a release is armed", value)
@@ -195,6 +202,23 @@ func (l *Loader) warnings(loader string) (warnings []string, err error) {
 		}
 	}
 	return warnings, nil
+}
+
+// wasCounted reports whether the boot loader counted the try that it was to count. It
+// says where the file is that it renamed.
+func (l *Loader) wasCounted() (bool, error) {
+	selected, err := l.selected()
+	if errors.Is(err, ErrUnknown) || err == nil && !selected.Counted {
+		return true, nil // nothing to count, or nothing to tell it by
+	}
+	if err != nil {
+		return false, err
+	}
+	_, err = l.vars.text(bootCountPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // configuredDefault is the default of loader.conf, "" if there is none.
