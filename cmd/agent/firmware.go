@@ -56,7 +56,7 @@ Exit code 0: accepted. 1: refused, for the reason on standard error, "STAGE: REA
 	f.StringVar(&o.Policy.Compatible, "compatible", "", "`name` of the kind of device")
 	f.StringVar(&running, "running-version", "", "`release` that runs on it, X.Y.Z+svN")
 	f.Uint32Var(&o.Policy.Floor, "floor", 0, "lowest security `version` that it runs")
-	f.StringToInt64Var(&o.Policy.Slots, "slot", nil, "a class of slots that it has, and the size of one; once for each")
+	f.StringToInt64Var(&o.Policy.Slots, "slot", nil, "class of slots that it has and the size of one, `NAME=BYTES`; may be repeated")
 	f.BoolVar(&o.Policy.AllowPlain, "allow-plain", false, "accept format=plain, too, which is read twice")
 	f.StringVar(&o.TLSAnchors, "tls-anchors", "", "PEM `file` with root certificates for the server of a URL, in place of the system's")
 	f.StringVar(&o.ClientCert, "client-cert", "", "PEM `file` with the certificate to show that server, leaf first")
@@ -70,12 +70,13 @@ Exit code 0: accepted. 1: refused, for the reason on standard error, "STAGE: REA
 				return &config.Error{Msg: "--running-version: " + err.Error()}
 			}
 		}
+		clear := func() {}
 		if stderr, ok := cmd.ErrOrStderr().(*os.File); ok && !*asJSON && isTerminal(stderr) {
 			m := meter{w: stderr}
-			o.Progress = m.show
-			defer m.clear()
+			o.Progress, clear = m.show, m.clear
 		}
 		r, err := firmware.Verify(cmd.Context(), args[0], o)
+		clear()
 		switch {
 		case r != nil && *asJSON:
 			err = errors.Join(err, cli.PrintJSON(cmd.OutOrStdout(), r))
@@ -104,7 +105,6 @@ func (m *meter) show(step string, done, total int64) {
 func (m *meter) clear() {
 	if m.shown != "" {
 		fmt.Fprint(m.w, "\r\x1b[K")
-		m.shown = ""
 	}
 }
 

@@ -119,7 +119,7 @@ func TestMemoryUnderHostileServers(t *testing.T) {
 	good := 0
 	measure := func(t *testing.T, binary, op, url string, trust []string) (most int, ok bool) {
 		args := []string{"enroll", "--op", op, "--est-url", url, "--tpm", address, "--out", filepath.Join(t.TempDir(), "out")}
-		return runMeasured(t, binary, append(args, trust...)...)
+		return runMeasured(t, childPatience, binary, append(args, trust...)...)
 	}
 	t.Run("a good server", func(t *testing.T) {
 		var ok bool
@@ -243,9 +243,9 @@ func startHostile(t testing.TB, l *lab.Lab, op string, h hostile) *httptest.Serv
 
 // runMeasured runs the binary, and returns the most memory that it had resident, in
 // KiB, and whether it was content.
-func runMeasured(t *testing.T, binary string, args ...string) (most int, ok bool) {
+func runMeasured(t *testing.T, patience time.Duration, binary string, args ...string) (most int, ok bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), childPatience)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, args...)
 	var stderr bytes.Buffer
