@@ -216,7 +216,7 @@ func TestOthersFilesStay(t *testing.T) {
 	d.wantFiles(append(foreign, "birthmark_1.0.0+3.efi", "birthmark_9.0.0.efi")...)
 	s, err := l.Status()
 	d.must(err)
-	for _, name := range []string{"birthmark_2.0.0-rc1+3.efi", "birthmark_9.0.0.efi", "FSCK0000.REC"} {
+	for _, name := range []string{"debian_12.efi", "birthmark_2.0.0-rc1+3.efi", "birthmark_9.0.0.efi", "FSCK0000.REC"} {
 		if !strings.Contains(strings.Join(s.Warnings, "\n"), name) {
 			t.Errorf("no warning tells of %s: %q", name, s.Warnings)
 		}

@@ -99,7 +99,7 @@ type entries struct {
 	// empty are entries that a power cut, or fsck.vfat after it, left without contents.
 	// The boot loader does not see them.
 	empty []Entry
-	odd   []string // names that begin like ours, and are not
+	odd   []string // what is not ours, and may be started
 }
 
 // entries reads EFI/Linux, and finds which entry runs. If that is not known, the error
@@ -113,7 +113,7 @@ func (l *Loader) entries() (e entries, err error) {
 	for _, name := range names {
 		entry, ok := l.parseEntry(name)
 		if !ok {
-			if strings.HasPrefix(strings.ToLower(name), l.name+"_") {
+			if strings.HasSuffix(strings.ToLower(name), ".efi") {
 				e.odd = append(e.odd, name)
 			}
 			continue

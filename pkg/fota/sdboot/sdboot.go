@@ -155,7 +155,7 @@ func (l *Loader) Status() (Status, error) {
 		s.Warnings = append(s.Warnings, fmt.Sprintf("%s and %s are two names of the release that runs", e.running.File, twin.File))
 	}
 	for _, name := range e.odd {
-		s.Warnings = append(s.Warnings, name+" in EFI/Linux has a name that none has: it is left alone")
+		s.Warnings = append(s.Warnings, name+" in EFI/Linux is none of ours: it is left alone, and the boot loader may start it")
 	}
 	return s, err
 }
@@ -237,10 +237,7 @@ func (l *Loader) configuredDefault() (pattern string, err error) {
 
 // brokenLoader says what is known to be wrong with a version of systemd-boot.
 func brokenLoader(info string) string {
-	version, ok := strings.CutPrefix(info, "systemd-boot ")
-	if !ok {
-		return ""
-	}
+	version, _ := strings.CutPrefix(info, "systemd-boot ")
 	// Distributions append "-1", "~rc1", ".fc43" and the like.
 	number, _, _ := strings.Cut(version, "-")
 	number, _, _ = strings.Cut(number, "~")

@@ -68,16 +68,21 @@ func inactive(root string) (*Slot, error) {
 	if err := oneDisk(root); err != nil {
 		return nil, err
 	}
+	return pick(holds, func(name string) (*Slot, error) { return openSlot(root, name) })
+}
+
+// pick opens the slot that does not hold the release that runs, by which of the two do.
+func pick(holds [2]bool, open func(name string) (*Slot, error)) (*Slot, error) {
 	switch {
 	case holds[0] && !holds[1]:
-		return openSlot(root, slotNames[1])
+		return open(slotNames[1])
 	case holds[1] && !holds[0]:
-		return openSlot(root, slotNames[0])
+		return open(slotNames[0])
 	case !holds[0]:
 		return nil, errors.New("neither slot holds the release that runs")
 	}
-	a, errA := openSlot(root, slotNames[0])
-	b, errB := openSlot(root, slotNames[1])
+	a, errA := open(slotNames[0])
+	b, errB := open(slotNames[1])
 	switch {
 	case errA == nil && errors.Is(errB, syscall.EBUSY):
 		return a, nil
@@ -93,7 +98,7 @@ func inactive(root string) (*Slot, error) {
 }
 
 // oneDisk refuses slots on two disks: a stick with a partition of that name is no slot.
-// Files, which stand for partitions where there are none, have no disk.
+// Files, which stand for partitions where there are none, are on no disk.
 func oneDisk(root string) error {
 	var disks []string
 	for _, name := range slotNames {
@@ -104,13 +109,11 @@ func oneDisk(root string) error {
 		if s.Mode&syscall.S_IFMT != syscall.S_IFBLK {
 			continue
 		}
-		// The link leads to the partition's folder, which is in that of its disk.
-		number := fmt.Sprintf("%d:%d", major(s.Rdev), minor(s.Rdev))
-		to, err := os.Readlink(filepath.Join(root, "sys/dev/block", number))
+		disk, err := diskOf(root, s.Rdev)
 		if err != nil {
 			return err
 		}
-		disks = append(disks, filepath.Dir(to))
+		disks = append(disks, disk)
 	}
 	if len(disks) == 2 && disks[0] != disks[1] {
 		return fmt.Errorf("the two slots are on two disks, %s and %s", disks[0], disks[1])
@@ -118,10 +121,14 @@ func oneDisk(root string) error {
 	return nil
 }
 
-// major and minor take a device number apart as the kernel puts it together for programs
-// (new_encode_dev of linux/kdev_t.h).
-func major(device uint64) uint64 { return device >> 8 & 0xfff }
-func minor(device uint64) uint64 { return device&0xff | device>>12&^0xff }
+// diskOf tells the disk of a partition: the kernel's folder of the one is in that of the
+// other. Major and minor number are put together as new_encode_dev of linux/kdev_t.h
+// does it for programs.
+func diskOf(root string, device uint64) (string, error) {
+	number := fmt.Sprintf("%d:%d", device>>8&0xfff, device&0xff|device>>12&0xfff00)
+	to, err := os.Readlink(filepath.Join(root, "sys/dev/block", number))
+	return filepath.Dir(to), err
+}
 
 func slotPath(root, name string) string { return filepath.Join(root, "dev/disk/by-partlabel", name) }
 

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/iotest"
 )
@@ -80,6 +82,68 @@ func TestInactiveSlot(t *testing.T) {
 		if err == nil {
 			d.must(s.Close())
 		}
+	}
+}
+
+// With the same release in both slots, the one that is in use is the one that cannot be
+// had.
+func TestSameReleaseInBothSlots(t *testing.T) {
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		name string
+		a, b error // of opening them
+		want string
+	}{
+		{"a in use", syscall.EBUSY, nil, "root-b"},
+		{"b in use", nil, syscall.EBUSY, "root-a"},
+		{"neither in use", nil, nil, ""},
+		{"both in use", syscall.EBUSY, syscall.EBUSY, ""},
+		{"a broken", broken, nil, ""},
+		{"b broken", nil, broken, ""},
+	} {
+		var opened []*Slot
+		got, err := pick([2]bool{true, true}, func(name string) (*Slot, error) {
+			err := map[string]error{"root-a": c.a, "root-b": c.b}[name]
+			if err != nil {
+				return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+			}
+			s, _ := slotOf(t, blockSize)
+			s.Name = name
+			opened = append(opened, s)
+			return s, nil
+		})
+		switch {
+		case c.want == "" && err == nil:
+			t.Errorf("%s: got %s, want none", c.name, got.Name)
+		case c.want != "" && (err != nil || got.Name != c.want):
+			t.Errorf("%s: got %v, %v, want %s", c.name, got, err, c.want)
+		}
+		for _, s := range opened {
+			if err := s.Close(); s != got && err == nil {
+				t.Errorf("%s: %s was left open", c.name, s.Name)
+			}
+		}
+	}
+}
+
+func TestDiskOfPartition(t *testing.T) {
+	d := newDevice(t)
+	d.must(os.MkdirAll(d.path("sys/dev/block"), 0o755))
+	for number, to := range map[string]string{
+		"259:2":   "../../devices/pci0000:00/nvme/nvme0/nvme0n1/nvme0n1p2",
+		"259:300": "../../devices/pci0000:00/nvme/nvme0/nvme0n1/nvme0n1p3",
+		"8:17":    "../../devices/pci0000:00/usb1/block/sdb/sdb1",
+	} {
+		d.must(os.Symlink(to, d.path("sys/dev/block/"+number)))
+	}
+	nvme, usb := "../../devices/pci0000:00/nvme/nvme0/nvme0n1", "../../devices/pci0000:00/usb1/block/sdb"
+	for device, want := range map[uint64]string{0x10302: nvme, 0x11032c: nvme, 0x811: usb} {
+		if got, err := diskOf(d.root, device); err != nil || got != want {
+			t.Errorf("device %#x is on %s, %v, want %s", device, got, err, want)
+		}
+	}
+	if got, err := diskOf(d.root, 0x812); err == nil {
+		t.Errorf("a device that the kernel does not know is on %s", got)
 	}
 }
 

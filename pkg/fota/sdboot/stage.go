@@ -35,9 +35,9 @@ func (l *Loader) Disarm() error {
 }
 
 // Stage puts a release of size bytes on the EFI system partition, under a name that the
-// boot loader passes over, and returns its SHA-256, which Arm wants to hear. What [Loader.Check]
-// refuses does not stay there. The error is [ErrSpace] if there is too little room, and
-// r's own if it fails; then Stage may be called again with all of it.
+// boot loader passes over, and returns its SHA-256, which Arm wants to hear. What
+// [Loader.Check] refuses does not stay there. The error is [ErrSpace] if there is too
+// little room, and r's own if it fails; then Stage may be called again with all of it.
 func (l *Loader) Stage(ctx context.Context, r io.Reader, size int64, version string) (sum [sha256.Size]byte, err error) {
 	if !isVersion(version) {
 		return sum, fota.Refuse(fota.StageBoot, "version", "no release can have the version %q", version)
@@ -228,8 +228,8 @@ func (l *Loader) id(e Entry) (string, error) {
 	return strings.ToLower(e.File), nil
 }
 
-// Cleanup removes what earlier attempts left: drafts, and entries without contents. It
-// has to come before nothing and after nothing but an Arm that is to succeed.
+// Cleanup removes what earlier attempts left: drafts, and entries without contents. What
+// was staged before it can no longer be armed.
 func (l *Loader) Cleanup() error {
 	e, err := l.entries()
 	if err != nil {
@@ -288,8 +288,10 @@ func (l *Loader) remove(file string) error {
 	return l.disk.remove(l.path(file))
 }
 
-// move renames a file. FAT writes two names and, in the new one, where the file begins:
-// the last comes before the removal of the old name, if anything does.
+// move renames a file. On FAT that is three writes: the new name, in it where the file
+// begins, and the removal of the old name. To sync the file before the folder lets the
+// first two reach the medium before the third, unless the kernel writes that on its own
+// in between.
 func (l *Loader) move(from, to string) error {
 	if err := l.disk.rename(l.path(from), l.path(to)); err != nil {
 		return err

@@ -1,0 +1,274 @@
+package sdboot
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"birthmark/pkg/fota"
+	"birthmark/pkg/fota/sdboot/pe"
+)
+
+// The classes of slots that a device has here. A release has an image for each.
+const (
+	RootSlot = "rootfs" // a root file system and its hash tree, for root-a or root-b
+	UKISlot  = "uki"    // what starts it, for the EFI system partition
+)
+
+// An Installer is the [fota.Installer] of a device with systemd-boot: a [Loader] and two
+// slots. What the device is, and which release runs, it takes from os-release(5):
+// IMAGE_ID, which is also what the names of entries begin with, and IMAGE_VERSION.
+type Installer struct {
+	Root  string // of the file system, "/" on a device
+	Tries int    // that a release gets
+}
+
+var _ fota.Installer = Installer{}
+
+// open finds the boot loader, and what runs.
+func (i Installer) open() (*Loader, fota.Status, error) {
+	id, version, err := fota.Identity(os.DirFS(i.Root))
+	st := fota.Status{Compatible: id, Running: version}
+	if err != nil {
+		return nil, st, err
+	}
+	l, err := Open(Config{Root: i.Root, Name: id, Tries: i.Tries})
+	return l, st, err
+}
+
+// Status implements [fota.Installer]. The floor is the security version that runs.
+func (i Installer) Status(context.Context) (fota.Status, error) {
+	l, st, err := i.open()
+	if err != nil {
+		return st, err
+	}
+	found, err := l.Status()
+	if err != nil {
+		return st, err
+	}
+	st.Floor, st.SecureBoot, st.Notes = st.Running.Security, found.SecureBoot, found.Warnings
+	st.Trial = found.Running.Counted && (found.Running.Left < i.Tries || found.Running.Done > 0)
+	if got := found.Running.Version; got != st.Running.String() {
+		st.Notes = append(st.Notes, fmt.Sprintf("the boot loader started %s, and os-release says %v", got, st.Running))
+	}
+	st.Slots = map[string]int64{UKISlot: pe.SizeLimit}
+	switch slot, err := Inactive(i.Root); {
+	case err != nil:
+		st.Notes = append(st.Notes, err.Error())
+	default:
+		st.Slots[RootSlot] = slot.Size
+		if err := slot.Close(); err != nil {
+			return st, err
+		}
+	}
+	st.Other, err = l.other(st.Running, found.Others)
+	return st, err
+}
+
+// other is the release that does not run. Of several, which only an accident leaves, it
+// is the one that the boot loader would start.
+func (l *Loader) other(running fota.Version, others []Entry) (best fota.Other, err error) {
+	for _, e := range others {
+		v, err := fota.ParseVersion(e.Version)
+		if err != nil {
+			continue // of a time before security versions; it can be fallen back to, and that is all
+		}
+		o := fota.Other{Version: v, Mark: fota.Kept}
+		switch {
+		case e.Counted && e.Left == 0:
+			o.Mark = fota.Failed
+		case v.Compare(running) > 0:
+			o.Mark, o.Tries = fota.Armed, e.Left
+		}
+		if best.Mark == "" || v.Compare(best.Version) > 0 {
+			best = o
+		}
+	}
+	if best.Mark != "" {
+		return best, nil
+	}
+	names, err := readNames(l.path(""))
+	for _, name := range names {
+		if !l.isDraft(name) {
+			continue
+		}
+		version := strings.TrimSuffix(strings.TrimPrefix(strings.ToLower(name), "."+l.name+"_"), draftSuffix)
+		if v, err := fota.ParseVersion(version); err == nil {
+			best = fota.Other{Version: v, Mark: fota.Staged}
+		}
+	}
+	return best, err
+}
+
+// Install implements [fota.Installer]. Besides what [Loader.Check] refuses, it refuses at
+// [fota.StageSlot] a release without exactly an image for each class, and at
+// [fota.StageBoot], with the code "root", a UKI that does not start the root file system
+// beside it.
+func (i Installer) Install(ctx context.Context, m *fota.Manifest, copyImage fota.CopyImage, progress func(done, total int64)) (err error) {
+	root, uki, err := images(m)
+	if err != nil {
+		return err
+	}
+	l, _, err := i.open()
+	if err != nil {
+		return err
+	}
+	slot, err := Inactive(i.Root)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, slot.Close()) }()
+	if root.Size > slot.Size {
+		return fota.Refuse(fota.StageSlot, "size", "the root file system has %d bytes, the slot %s %d", root.Size, slot.Name, slot.Size)
+	}
+	if err := l.Disarm(); err != nil {
+		return err
+	}
+	if err := l.Cleanup(); err != nil && !errors.Is(err, ErrTwin) {
+		return err
+	}
+	total := root.Size + uki.Size
+	read := func(image fota.Image, before int64) *reading {
+		return begin(ctx, image, copyImage, func(done, _ int64) { progress(before+done, total) })
+	}
+	r := read(root, 0)
+	sum, err := slot.Write(ctx, r, root.Size)
+	if err := r.end(err, sum); err != nil {
+		return err
+	}
+	r = read(uki, root.Size)
+	sum, err = l.Stage(ctx, r, uki.Size, m.Version.String())
+	if err := r.end(err, sum); err != nil {
+		return errors.Join(err, l.Cleanup())
+	}
+	if err := l.starts(m.Version.String(), slot); err != nil {
+		return errors.Join(err, l.Cleanup())
+	}
+	return nil
+}
+
+// images finds the image for each class.
+func images(m *fota.Manifest) (root, uki fota.Image, err error) {
+	found := map[string][]fota.Image{}
+	for _, image := range m.Images {
+		found[image.Slot] = append(found[image.Slot], image)
+	}
+	if len(m.Images) != 2 || len(found[RootSlot]) != 1 || len(found[UKISlot]) != 1 {
+		return root, uki, fota.Refuse(fota.StageSlot, "images", "it has %d images, want one for %s and one for %s", len(m.Images), RootSlot, UKISlot)
+	}
+	return found[RootSlot][0], found[UKISlot][0], nil
+}
+
+// A reading is an image on its way out of a bundle.
+type reading struct {
+	*io.PipeReader
+	image fota.Image
+	done  chan error
+}
+
+func begin(ctx context.Context, image fota.Image, copyImage fota.CopyImage, progress func(done, total int64)) *reading {
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := copyImage(ctx, w, image, progress)
+		w.CloseWithError(err)
+		done <- err
+	}()
+	return &reading{r, image, done}
+}
+
+// end waits for the copy, and says how it went with what it was written to. Whoever wrote
+// is done: nothing reads any more.
+func (r *reading) end(wrote error, sum [sha256.Size]byte) error {
+	r.CloseWithError(wrote)
+	read := <-r.done
+	switch {
+	case read != nil && !errors.Is(read, io.ErrClosedPipe) && (wrote == nil || !errors.Is(read, wrote)):
+		return read // which is why there was nothing to write
+	case wrote != nil:
+		return wrote
+	case read != nil:
+		return read
+	case sum != r.image.SHA256:
+		return errReadBack
+	}
+	return nil
+}
+
+// starts holds a staged UKI against the slot that it has to start.
+func (l *Loader) starts(version string, slot *Slot) error {
+	f, err := os.Open(l.path(l.draft(version)))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	program, err := pe.Parse(f, info.Size())
+	if err != nil {
+		return refusedFormat(err)
+	}
+	line, err := sectionText(program, ".cmdline")
+	if err != nil {
+		return err
+	}
+	tree, err := parseTree(line)
+	if err != nil {
+		return fota.Refuse(fota.StageBoot, "root", "it does not say what it starts: %w", err)
+	}
+	is, err := tree.isIn(slot.f.Name())
+	if err == nil && !is {
+		err = fota.Refuse(fota.StageBoot, "root", "it starts another root file system than the one beside it")
+	}
+	return err
+}
+
+// Arm implements [fota.Installer].
+func (i Installer) Arm(_ context.Context, m *fota.Manifest) error {
+	_, uki, err := images(m)
+	if err != nil {
+		return err
+	}
+	l, _, err := i.open()
+	if err != nil {
+		return err
+	}
+	err = l.Arm(m.Version.String(), uki.SHA256)
+	if errors.Is(err, ErrNotStaged) || errors.Is(err, ErrTried) {
+		return fota.Refuse(fota.StageBoot, "staged", "%w", err)
+	}
+	return err
+}
+
+// Cancel implements [fota.Installer]. A release that was good once stays.
+func (i Installer) Cancel(ctx context.Context) error {
+	st, err := i.Status(ctx)
+	if err != nil {
+		return err
+	}
+	l, _, err := i.open()
+	if err != nil {
+		return err
+	}
+	if mark := st.Other.Mark; mark == fota.Armed || mark == fota.Failed {
+		if err := l.Disarm(); err != nil {
+			return err
+		}
+	}
+	return l.Cleanup()
+}
+
+// Bless implements [fota.Installer].
+func (i Installer) Bless(context.Context) error {
+	l, _, err := i.open()
+	if err != nil {
+		return err
+	}
+	return l.Bless()
+}
