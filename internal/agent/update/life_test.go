@@ -13,7 +13,7 @@ import (
 )
 
 // patience is for a life, in the time of its bubble.
-const patience = 4 * time.Hour
+const patience = 100 * time.Hour
 
 // A life is one update, from its order until it is settled, with one cut in it.
 type life struct {
@@ -45,16 +45,15 @@ func (l *life) live() update.State {
 		if time.Since(began) > patience {
 			l.t.Fatalf("cut %q: not settled after %v, in %+v; the installer holds %+v", l.where, patience, l.state(), l.other)
 		}
-		s := l.state()
-		if ordered && (s.Phase == update.Settled || s.Phase == update.None) {
+		if ordered && l.atRest() {
 			break
 		}
-		ctx, cancel := context.WithTimeout(l.t.Context(), patience/8)
+		ctx, cancel := context.WithTimeout(l.t.Context(), patience/2)
 		// Ended by a restart of the system, or once there is nothing left to do.
 		stop := make(chan struct{})
 		restarted := false
 		go func() {
-			look := time.NewTicker(time.Second)
+			look := time.NewTicker(time.Minute)
 			defer look.Stop()
 			for {
 				select {
@@ -63,7 +62,7 @@ func (l *life) live() update.State {
 					cancel()
 					return
 				case <-look.C:
-					if p := l.state().Phase; p == update.Settled {
+					if l.atRest() {
 						cancel()
 						return
 					}
@@ -73,6 +72,10 @@ func (l *life) live() update.State {
 			}
 		}()
 		l.dead = false
+		select {
+		case <-l.restart: // that was asked for twice
+		default:
+		}
 		l.agent(ctx, func(u *update.Updater) {
 			if l.state().Phase == update.None {
 				ordered = true
@@ -98,6 +101,14 @@ func (l *life) live() update.State {
 		}
 	}
 	return l.state()
+}
+
+// atRest reports whether an update is over, and what runs was blessed.
+func (l *life) atRest() bool {
+	s := l.state()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return s.Phase == update.Settled && (!l.trial || l.lies["bless"] || l.hangs["bless"])
 }
 
 // healthVerb does as `birthmark health` does.

@@ -31,12 +31,14 @@ type machine struct {
 
 	mu      sync.Mutex
 	running fota.Version
-	trial   bool
+	trial   bool // what runs was not blessed in this start
+	left    int  // starts that it has
 	other   fota.Other
 	boot    int
 	since   time.Time // of this start
 	health  func(fota.Version) string
 	ready   error
+	unready fota.Version          // that never is
 	network map[fota.Version]bool // whether the broker is reached
 	panics  map[fota.Version]bool // does not come up
 	lies    map[string]bool       // of the installer, by his verb
@@ -63,7 +65,7 @@ func version(s string) fota.Version {
 }
 
 func newMachine(t *testing.T) *machine {
-	m := &machine{t: t, dir: t.TempDir(), running: v1, since: time.Now(), boot: 1,
+	m := &machine{t: t, dir: t.TempDir(), running: v1, left: fullTries, since: time.Now(), boot: 1,
 		network: map[fota.Version]bool{v1: true, v2: true, v3: true}, panics: map[fota.Version]bool{},
 		lies: map[string]bool{}, hangs: map[string]bool{}, fails: map[string]int{}, calls: map[string]int{},
 		health:  func(fota.Version) string { return "" },
@@ -140,7 +142,7 @@ func (m *machine) Arm(ctx context.Context, v fota.Version) error {
 		return fmt.Errorf("%v is not staged, but %+v", v, m.other)
 	}
 	if !m.lies["arm"] {
-		m.other = fota.Other{Version: v, Mark: fota.Armed, Tries: 3}
+		m.other = fota.Other{Version: v, Mark: fota.Armed, Tries: fullTries}
 	}
 	return nil
 }
@@ -151,7 +153,7 @@ func (m *machine) Cancel(ctx context.Context) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.trial && m.other.Mark != fota.Kept {
+	if m.other.Mark != fota.Kept {
 		m.other = fota.Other{}
 	}
 	return nil
@@ -161,32 +163,34 @@ func (m *machine) Bless(ctx context.Context) error {
 	if err := m.verb(ctx, "bless"); err != nil {
 		return err
 	}
-	if s := m.state(); s.Phase != update.Trial || s.Boot != m.bootID() || !s.Healthy || s.Leave {
+	if s := m.state(); s.Version == m.running && (s.Phase != update.Trial || s.Boot != m.bootID() || !s.Healthy || s.Leave) && s.Outcome != update.Installed {
 		m.t.Errorf("blessed in state %+v, and not known to be healthy in start %s", s, m.bootID())
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.lies["bless"] {
-		m.trial, m.other = false, fota.Other{Version: m.other.Version, Mark: fota.Kept}
+		m.trial, m.left = false, fullTries
 	}
 	return nil
 }
 
-// start is what the boot loader does.
+const fullTries = 3
+
+// start is what the boot loader does: it counts every start, and turns to the other
+// release when the one that ran has none left.
 func (m *machine) start() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for {
 		m.boot++
-		m.since = time.Now()
+		m.since, m.trial = time.Now(), true
 		switch {
-		case m.trial && m.other.Tries > 0: // what ran was on trial; the counter is of the pair
-			m.other.Tries--
-		case m.trial:
-			m.running, m.trial, m.other = m.other.Version, false, fota.Other{Version: m.running, Mark: fota.Failed}
 		case m.other.Mark == fota.Armed:
-			m.running, m.trial, m.other = m.other.Version, true, fota.Other{Version: m.running, Mark: fota.Kept, Tries: m.other.Tries - 1}
+			m.running, m.left, m.other = m.other.Version, m.other.Tries, fota.Other{Version: m.running, Mark: fota.Kept}
+		case m.left == 0 && m.other.Mark == fota.Kept:
+			m.running, m.left, m.other = m.other.Version, fullTries, fota.Other{Version: m.running, Mark: fota.Failed}
 		}
+		m.left = max(m.left-1, 0)
 		if !m.panics[m.running] {
 			return
 		}
@@ -296,7 +300,14 @@ func (m *machine) agent(ctx context.Context, use func(*update.Updater)) {
 			}
 			return nil
 		},
-		Ready:    func() error { m.mu.Lock(); defer m.mu.Unlock(); return m.ready },
+		Ready: func() error {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if m.running == m.unready {
+				return errors.New("the TPM does not answer")
+			}
+			return m.ready
+		},
 		Reached:  func() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.network[m.running] },
 		Lately:   func() bool { m.mu.Lock(); defer m.mu.Unlock(); return m.network[m.running] },
 		Tell:     func(s update.State) { m.mu.Lock(); defer m.mu.Unlock(); m.told = append(m.told, s) },

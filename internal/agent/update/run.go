@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"time"
 
@@ -115,6 +116,11 @@ func (u *Updater) live(ctx context.Context, attempt int) error {
 	u.mu.Lock()
 	u.looked = true
 	u.mu.Unlock()
+	if !runs {
+		if err := u.confirm(ctx, s, attempt); err != nil {
+			return err
+		}
+	}
 	switch s.Phase {
 	case Writing:
 		return u.write(ctx, s)
@@ -131,6 +137,35 @@ func (u *Updater) live(ctx context.Context, attempt int) error {
 		return errIdle
 	}
 	return fmt.Errorf("the phase %q of an update is not known to this version", s.Phase)
+}
+
+// confirm blesses what runs, and is not on trial: once, when the agent is well. Boot
+// loaders that count do so at every start, and a good release must not run out of tries.
+func (u *Updater) confirm(ctx context.Context, s State, attempt int) error {
+	idle := s.Phase == None || s.Phase == Settled
+	switch {
+	case u.confirmed:
+		return nil
+	case u.Ready() != nil && idle:
+		return errAwait
+	case u.Ready() != nil:
+		return nil // later; there is something to do
+	}
+	st, err := u.status(ctx)
+	if err == nil && st.Trial && !(s.Phase == Settled && s.Outcome == Failed && s.Version == st.Running) {
+		err = u.call(ctx, effectBless, u.Installer.Bless)
+	}
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist): // a device without an installer
+	case !idle:
+		return nil
+	case attempt < callTries || ctx.Err() != nil:
+		return err
+	default:
+		u.Log.Warn("it is not known whether the boot loader will go on starting what runs", "err", err)
+	}
+	u.confirmed = true
+	return nil
 }
 
 // remember makes a change of the state durable, and lets others know.

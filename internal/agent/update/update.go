@@ -30,6 +30,9 @@
 // later. There the reason is told. Where only the network was missing, the release is
 // tried again once it is back.
 //
+// What runs and is not on trial is blessed at every start, too, when the agent is well: a
+// boot loader counts those as well, and damage that is found later has to lead back.
+//
 // # Bounds
 //
 // A release is written three times at most before it is given up, and started three
@@ -231,6 +234,8 @@ type Progress struct {
 // An Updater lives the updates of one device.
 type Updater struct {
 	Host
+
+	confirmed bool // what runs was blessed, or will not be; Run's own
 
 	ordering sync.Mutex // held through an order
 	step     sync.Mutex // held through a step, or by who changes the phase in its place
