@@ -95,10 +95,10 @@ func large(t *testing.T, by *bt.Signer, format string) []byte {
 		}
 	}
 	h := sha256.New()
-	if err := f.Truncate(size); err == nil {
-		_, err = io.Copy(h, f)
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
 	}
-	if err != nil {
+	if _, err := io.Copy(h, f); err != nil {
 		t.Fatal(err)
 	}
 	text := fmt.Sprintf("[update]\ncompatible=acme-gw\nversion=1.1.0+sv2\n\n[bundle]\nformat=%s\n\n[image.rootfs]\nsha256=%x\nsize=%d\nfilename=rootfs.img\n", format, h.Sum(nil), size)
