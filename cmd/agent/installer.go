@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -17,6 +16,7 @@ import (
 	"birthmark/internal/version"
 	"birthmark/pkg/clock"
 	"birthmark/pkg/fota"
+	"birthmark/pkg/fota/sdboot"
 )
 
 // The verbs that systemd starts on the root side. No setting changes what they do.
@@ -69,9 +69,15 @@ starts next.`,
 	return cmd
 }
 
+// bootTries are the starts that a release gets to be found good.
+const bootTries = 3
+
 // bootLoader is what this device starts by; an error if this version cannot handle it.
 func bootLoader() (fota.Installer, error) {
-	return nil, errors.New("this version handles no boot loader")
+	if _, err := os.Stat("/sys/firmware/efi"); err != nil {
+		return nil, fmt.Errorf("this version handles systemd-boot only, on UEFI: %w", err)
+	}
+	return sdboot.Installer{Root: "/", Tries: bootTries}, nil
 }
 
 func uidOf(name string) (uint32, error) {

@@ -81,10 +81,10 @@ func (l *fakeLoader) Install(ctx context.Context, m *fota.Manifest, copyImage fo
 	return nil
 }
 
-func (l *fakeLoader) Arm(_ context.Context, v fota.Version) error {
+func (l *fakeLoader) Arm(_ context.Context, m *fota.Manifest) error {
 	defer l.take()()
-	if l.status.Other.Version != v || l.status.Other.Mark == "" {
-		l.t.Errorf("%v is armed, and %+v is there", v, l.status.Other)
+	if l.status.Other.Version != m.Version || l.status.Other.Mark == "" {
+		l.t.Errorf("%v is armed, and %+v is there", m.Version, l.status.Other)
 	}
 	l.status.Other.Mark, l.status.Other.Tries = fota.Armed, 3
 	return l.err

@@ -19,10 +19,16 @@ import (
 // Memory is what a Server remembers.
 type memory struct {
 	// Staged is what the last install has finished.
-	Staged *Release `json:"staged,omitempty"`
+	Staged *staged `json:"staged,omitempty"`
 	// CRLs has the number of the newest CRL that was believed, by SHA-256 of its
 	// issuer's public key.
 	CRLs map[string]*big.Int `json:"crls,omitempty"`
+}
+
+// A staged release is one that install has finished, and nothing was written since.
+type staged struct {
+	Release
+	Manifest *fota.Manifest `json:"manifest"`
 }
 
 var errForgetful = errors.New("nothing can be remembered, and so nothing installed: see the installer's log")
@@ -101,7 +107,7 @@ func (s *Server) write(ctx context.Context, device fota.Status, trust *cms.Trust
 		return nil, err
 	}
 	release := &Release{Version: b.Manifest.Version, Root: hex.EncodeToString(b.Manifest.Verity.Root[:])}
-	stage := func(r *Release) error {
+	stage := func(r *staged) error {
 		return s.memory.Update(func(m *memory) error { m.Staged = r; return nil })
 	}
 	// From now on the other slot may hold anything.
@@ -111,7 +117,7 @@ func (s *Server) write(ctx context.Context, device fota.Status, trust *cms.Trust
 	if err := s.Boot.Install(ctx, b.Manifest, b.CopyImage, progress); err != nil {
 		return nil, err
 	}
-	return release, stage(release)
+	return release, stage(&staged{*release, b.Manifest})
 }
 
 // checkCRLs refuses a chain of which a CRL has spoken that is older than one which was

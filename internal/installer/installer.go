@@ -104,7 +104,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	defer s.remember()()
-	ctx, cancel := context.WithCancel(ctx)
+	serving, cancel := context.WithCancel(ctx)
 	var answering sync.WaitGroup
 	defer answering.Wait()
 	defer cancel()
@@ -135,7 +135,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 		}
 		answering.Go(func() {
 			defer func() { <-places }()
-			s.answer(ctx, c)
+			s.answer(serving, c)
 		})
 	}
 }
@@ -251,7 +251,9 @@ func (s *Server) status(ctx context.Context) *Status {
 	if s.memory == nil {
 		note("nothing can be remembered: see the log")
 	} else {
-		st.Staged = s.memory.Get().Staged
+		if staged := s.memory.Get().Staged; staged != nil {
+			st.Staged = &staged.Release
+		}
 		if damaged := s.memory.Damaged(); damaged != "" {
 			note("what was remembered is damaged, and was set aside as " + damaged)
 		}
@@ -299,7 +301,7 @@ func (s *Server) arm(ctx context.Context, v fota.Version) error {
 	if o := device.Other; o.Version != v || o.Mark != fota.Staged && o.Mark != fota.Armed {
 		return fota.Refuse(fota.StageBoot, "staged", "%v was installed, but is not ready to start any more", v)
 	}
-	return s.Boot.Arm(ctx, v)
+	return s.Boot.Arm(ctx, staged.Manifest)
 }
 
 // cancel takes back what install and arm did.

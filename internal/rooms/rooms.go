@@ -72,7 +72,7 @@ var graph = map[string][]string{
 		"pkg/rot/tpm", "pkg/store"},
 	"internal/agent/update": {"pkg/fota", "pkg/fota/source", "pkg/store"}, // the last in tests only: what is remembered is the agent's
 	"cmd/agent": {"internal/agent", "internal/agent/api", "internal/agent/diag", "internal/agent/doctor", "internal/agent/firmware", "internal/agent/once", "internal/agent/update",
-		"internal/cli", "internal/config", "internal/installer", "internal/version", "pkg/clock", "pkg/enroll", "pkg/fota", "pkg/rot", "pkg/store",
+		"internal/cli", "internal/config", "internal/installer", "internal/version", "pkg/clock", "pkg/enroll", "pkg/fota", "pkg/fota/sdboot", "pkg/rot", "pkg/store",
 		"github.com/coreos/go-systemd", "github.com/spf13/cobra", "golang.org/x/sys"},
 
 	// The lab: everything that is not on the device.

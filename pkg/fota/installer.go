@@ -23,8 +23,9 @@ type Installer interface {
 	Install(ctx context.Context, m *Manifest, copyImage CopyImage, progress func(done, total int64)) error
 
 	// Arm makes the next starts try the release that Install has staged, a limited number
-	// of times.
-	Arm(ctx context.Context, v Version) error
+	// of times. Its manifest is the one that Install was given; what is not there as it
+	// says any more is refused at [StageBoot], with the code "staged".
+	Arm(ctx context.Context, m *Manifest) error
 
 	// Cancel takes back what Install and Arm did. Nothing to take back is no error.
 	Cancel(ctx context.Context) error

@@ -1,5 +1,10 @@
 package fota
 
+import (
+	"encoding/hex"
+	"fmt"
+)
+
 // A Manifest is what the maker signed about a release: RAUC's manifest, as far as a
 // device may act on it. Package bundle reads it; a [Policy] decides about it.
 type Manifest struct {
@@ -27,8 +32,8 @@ const (
 // Verity is the hash tree of a payload: dm-verity's, version 1, of SHA-256 over blocks of
 // 4096 bytes, the salt before each block.
 type Verity struct {
-	Root [32]byte
-	Salt [32]byte
+	Root Digest
+	Salt Digest
 	Size int64 // bytes of the tree, a multiple of 4096
 }
 
@@ -37,5 +42,20 @@ type Image struct {
 	Slot   string // "rootfs", "appfs": a class, of which a device has two or more
 	File   string // its name; it lies in the root of the payload
 	Size   int64  // bytes
-	SHA256 [32]byte
+	SHA256 Digest
+}
+
+// A Digest is a SHA-256 sum, or as long as one; hex in JSON.
+type Digest [32]byte
+
+// MarshalText gives 64 hexadecimal digits, of small letters.
+func (d Digest) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, d[:]), nil }
+
+// UnmarshalText reads what MarshalText gives.
+func (d *Digest) UnmarshalText(b []byte) error {
+	if hex.DecodedLen(len(b)) != len(d) {
+		return fmt.Errorf("%d digits are no digest of %d bytes", len(b), len(d))
+	}
+	_, err := hex.Decode(d[:], b)
+	return err
 }

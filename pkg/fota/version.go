@@ -96,22 +96,37 @@ var ErrNoVersion = errors.New("os-release has no IMAGE_VERSION")
 // Running is the release of the image that runs, from IMAGE_VERSION in the
 // os-release of root (os-release(5)); root is the file system, "/" on a device.
 func Running(root fs.FS) (Version, error) {
+	_, v, err := Identity(root)
+	return v, err
+}
+
+// Identity is what Running is, and what the device is called that the image is for: its
+// IMAGE_ID, which may be missing.
+func Identity(root fs.FS) (id string, v Version, err error) {
 	f, err := root.Open("usr/lib/os-release")
 	if errors.Is(err, fs.ErrNotExist) {
-		return Version{}, ErrNoVersion
+		return "", Version{}, ErrNoVersion
 	}
 	if err != nil {
-		return Version{}, err
+		return "", Version{}, err
 	}
 	defer f.Close()
+	err = ErrNoVersion
 	lines := bufio.NewScanner(io.LimitReader(f, osReleaseLimit))
 	for lines.Scan() {
-		if value, ok := strings.CutPrefix(lines.Text(), "IMAGE_VERSION="); ok {
-			return ParseVersion(strings.Trim(value, `"'`))
+		name, value, _ := strings.Cut(lines.Text(), "=")
+		value = strings.Trim(value, `"'`)
+		switch name {
+		case "IMAGE_ID":
+			id = value
+		case "IMAGE_VERSION":
+			if v, err = ParseVersion(value); err != nil {
+				return id, v, err
+			}
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return Version{}, fmt.Errorf("cannot read os-release: %w", err)
+	if bad := lines.Err(); bad != nil {
+		return id, Version{}, fmt.Errorf("cannot read os-release: %w", bad)
 	}
-	return Version{}, ErrNoVersion
+	return id, v, err
 }

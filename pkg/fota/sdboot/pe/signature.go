@@ -20,8 +20,9 @@ func Digest(r io.ReaderAt, size int64) ([sha256.Size]byte, error) {
 
 // Digest is the SHA-256 over what a signature is about: the whole file but the check
 // sum, the directory entry of the signatures, and the signatures. That is what the
-// Authenticode specification comes to where sections lie as Parse wants them; firmware
-// measures it too (TCG PC Client Platform Firmware Profile, 3.3.4.4: into PCR 4).
+// Authenticode specification comes to where sections lie as Parse wants them. Firmware
+// measures it into PCR 4, too, as an EV_EFI_BOOT_SERVICES_APPLICATION (TCG PC Client
+// Platform Firmware Profile).
 //
 // Signers lengthen a file to a multiple of eight bytes before they sign it. The digest
 // of one whose length is another is therefore not the one that it will be signed with.
