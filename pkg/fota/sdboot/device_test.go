@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"unicode/utf16"
 
 	"birthmark/pkg/fota/sdboot/pe/petest"
 )
@@ -67,12 +66,8 @@ func (d device) set(x variable, data []byte) {
 
 func (d device) vars() variables { return variables{d.path("sys/firmware/efi/efivars")} }
 
-func text(s string) (b []byte) {
-	for _, unit := range utf16.Encode([]rune(s + "\x00")) {
-		b = binary.LittleEndian.AppendUint16(b, unit)
-	}
-	return b
-}
+// text is what a variable with text holds.
+func text(s string) []byte { return encodeText(s) }
 
 func (d device) loader() *Loader {
 	d.Helper()

@@ -31,7 +31,7 @@ type Entry struct {
 // any.
 func (l *Loader) parseEntry(file string) (e Entry, ok bool) {
 	e.File = file
-	rest, ok := strings.CutPrefix(strings.ToLower(file), strings.ToLower(l.name)+"_")
+	rest, ok := strings.CutPrefix(strings.ToLower(file), l.name+"_")
 	if !ok {
 		return e, false
 	}

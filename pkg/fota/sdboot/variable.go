@@ -68,34 +68,44 @@ func (v variables) read(x variable, limit int) ([]byte, error) {
 	return b[attributesSize:], nil
 }
 
-// text reads a variable that holds text: UTF-16, low byte first, with a NUL at its end.
+// text reads a variable that holds text.
 func (v variables) text(x variable) (string, error) {
 	b, err := v.read(x, textLimit)
 	if err != nil {
 		return "", err
 	}
-	bad := fmt.Errorf("the variable %s holds no text", x.name)
+	text, ok := decodeText(b)
+	if !ok {
+		return "", fmt.Errorf("the variable %s holds no text", x.name)
+	}
+	return text, nil
+}
+
+// decodeText reads text as UEFI writes it: UTF-16, low byte first, with a NUL at its end.
+func decodeText(b []byte) (text string, ok bool) {
 	if len(b)%2 != 0 {
-		return "", bad
+		return "", false
 	}
 	units := make([]uint16, len(b)/2)
 	for i := range units {
 		units[i] = binary.LittleEndian.Uint16(b[2*i:])
 	}
-	text, ok := strings.CutSuffix(string(utf16.Decode(units)), "\x00")
-	if !ok || strings.ContainsAny(text, "\x00"+string(utf8.RuneError)) {
-		return "", bad
+	text, ok = strings.CutSuffix(string(utf16.Decode(units)), "\x00")
+	// Half a character is decoded as the sign for that.
+	return text, ok && !strings.ContainsAny(text, "\x00"+string(utf8.RuneError))
+}
+
+func encodeText(text string) (b []byte) {
+	for _, unit := range utf16.Encode([]rune(text + "\x00")) {
+		b = binary.LittleEndian.AppendUint16(b, unit)
 	}
-	return text, nil
+	return b
 }
 
 // setText writes a variable, unless it holds that text already: each write wears the
 // firmware's memory out.
 func (v variables) setText(x variable, text string) error {
-	want := binary.LittleEndian.AppendUint32(nil, loaderAttributes)
-	for _, unit := range utf16.Encode([]rune(text + "\x00")) {
-		want = binary.LittleEndian.AppendUint16(want, unit)
-	}
+	want := append(binary.LittleEndian.AppendUint32(nil, loaderAttributes), encodeText(text)...)
 	if len(want) > attributesSize+textLimit {
 		return fmt.Errorf("the text for the variable %s has %d bytes, limit %d", x.name, len(want), textLimit)
 	}

@@ -41,6 +41,24 @@ func TestVariablesAreReadStrictly(t *testing.T) {
 	}
 }
 
+func FuzzText(f *testing.F) {
+	f.Add(encodeText("birthmark_1.0.0+3.efi"))
+	f.Add([]byte{0x3d, 0xd8, 0, 0})
+	f.Add([]byte{0xfd, 0xff, 0, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if text, ok := decodeText(b); ok && !bytes.Equal(encodeText(text), b) {
+			t.Errorf("%x was read as %q, which is %x", b, text, encodeText(text))
+		}
+	})
+}
+
+// What UEFI's text is, by its bytes.
+func TestText(t *testing.T) {
+	if got, want := encodeText("aé\U0001f512"), []byte{'a', 0, 0xe9, 0, 0x3d, 0xd8, 0x12, 0xdd, 0, 0}; !bytes.Equal(got, want) {
+		t.Errorf("got %x, want %x", got, want)
+	}
+}
+
 func TestSecureBootState(t *testing.T) {
 	d := newDevice(t)
 	for name, c := range map[string]struct {
