@@ -52,8 +52,9 @@ func (o *Options) trust(c *clock.Clock, folders []string) (*cms.Trust, error) {
 func find(folders []string, name string) string {
 	for _, folder := range folders {
 		path := filepath.Join(folder, name)
-		// One that may not be looked at is not passed over for another.
-		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		// One that cannot be read, or a link that leads nowhere, is not passed over: it was
+		// meant to be used.
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 			return path
 		}
 	}

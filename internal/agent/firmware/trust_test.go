@@ -72,6 +72,23 @@ func TestWhomADeviceBelieves(t *testing.T) {
 	}
 }
 
+// TestFilesOutOfOrderAreNotPassedOver in favour of the image's: somebody meant them to
+// be used.
+func TestFilesOutOfOrderAreNotPassedOver(t *testing.T) {
+	usr := t.TempDir()
+	put(t, filepath.Join(usr, AnchorsFile), "")
+	link, file := t.TempDir(), filepath.Join(t.TempDir(), "firmware")
+	if err := os.Symlink("nowhere", filepath.Join(link, AnchorsFile)); err != nil {
+		t.Fatal(err)
+	}
+	put(t, file, "")
+	for name, etc := range map[string]string{"a link that leads nowhere": link, "a folder that is a file": file} {
+		if got, want := find([]string{etc, usr}, AnchorsFile), filepath.Join(etc, AnchorsFile); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
+	}
+}
+
 // TestAClockOfThePastIsNotBelieved on a device that starts in 1970: a CRL is judged at
 // the time of the build.
 func TestAClockOfThePastIsNotBelieved(t *testing.T) {
