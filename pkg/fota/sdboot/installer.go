@@ -109,7 +109,7 @@ func (l *Loader) other(running fota.Version, others []Entry) (best fota.Other, e
 // [fota.StageBoot], with the code "root", a UKI that does not start the root file system
 // beside it.
 func (i Installer) Install(ctx context.Context, m *fota.Manifest, copyImage fota.CopyImage, progress func(done, total int64)) (err error) {
-	root, uki, err := images(m)
+	root, _, err := images(m)
 	if err != nil {
 		return err
 	}
@@ -131,24 +131,32 @@ func (i Installer) Install(ctx context.Context, m *fota.Manifest, copyImage fota
 	if err := l.Cleanup(); err != nil && !errors.Is(err, ErrTwin) {
 		return err
 	}
-	total := root.Size + uki.Size
-	read := func(image fota.Image, before int64) *reading {
-		return begin(ctx, image, copyImage, func(done, _ int64) { progress(before+done, total) })
-	}
-	r := read(root, 0)
-	sum, err := slot.Write(ctx, r, root.Size)
-	if err := r.end(err, sum); err != nil {
-		return err
-	}
-	r = read(uki, root.Size)
-	sum, err = l.Stage(ctx, r, uki.Size, m.Version.String())
-	if err := r.end(err, sum); err != nil {
-		return errors.Join(err, l.Cleanup())
-	}
-	if err := l.starts(m.Version.String(), slot); err != nil {
+	// A draft starts nothing, and what the firmware would not start is to be refused
+	// before the slot is written.
+	if err := write(ctx, m, l, slot, copyImage, progress); err != nil {
 		return errors.Join(err, l.Cleanup())
 	}
 	return nil
+}
+
+// write stages the UKI, writes the root file system, and holds one against the other.
+func write(ctx context.Context, m *fota.Manifest, l *Loader, slot *Slot, copyImage fota.CopyImage, progress func(done, total int64)) error {
+	root, uki, err := images(m)
+	if err != nil {
+		return err
+	}
+	total := root.Size + uki.Size
+	r := begin(ctx, uki, copyImage, func(done, _ int64) { progress(done, total) })
+	sum, err := l.Stage(ctx, r, uki.Size, m.Version.String())
+	if err := r.end(err, sum); err != nil {
+		return err
+	}
+	r = begin(ctx, root, copyImage, func(done, _ int64) { progress(uki.Size+done, total) })
+	sum, err = slot.Write(ctx, r, root.Size)
+	if err := r.end(err, sum); err != nil {
+		return err
+	}
+	return l.starts(m.Version.String(), slot)
 }
 
 // images finds the image for each class.

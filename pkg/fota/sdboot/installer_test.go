@@ -59,6 +59,14 @@ func ship(t *testing.T, version string, root, starts byte) shipment {
 	return s
 }
 
+// resize makes the manifest right again.
+func (s shipment) resize() {
+	for i, image := range s.Images {
+		b := s.contents[image.Slot]
+		s.Images[i].Size, s.Images[i].SHA256 = int64(len(b)), sha256.Sum256(b)
+	}
+}
+
 func (s shipment) copy(_ context.Context, w io.Writer, image fota.Image, progress func(done, total int64)) error {
 	n, err := w.Write(s.contents[image.Slot])
 	if err != nil {
@@ -156,6 +164,10 @@ func TestInstallerLeavesNothingHalf(t *testing.T) {
 		spoil       func(*shipment)
 		stage, code string
 	}{
+		"a program, but no UKI": {func(s *shipment) {
+			s.contents[UKISlot] = petest.Program(petest.Section{Name: ".text", Text: "shell"})
+			s.resize()
+		}, "boot", "uki"},
 		"the bundle changes":               {func(s *shipment) { s.fails = broken }, "", ""},
 		"other bytes than the manifest's":  {func(s *shipment) { s.Images[0].SHA256[0]++ }, "", ""},
 		"fewer bytes":                      {func(s *shipment) { s.contents[RootSlot] = s.contents[RootSlot][:100] }, "", ""},
@@ -182,6 +194,11 @@ func TestInstallerLeavesNothingHalf(t *testing.T) {
 				t.Errorf("got %v, want %v", err, broken)
 			}
 			d.wantFiles("birthmark_1.0.0+sv1+2-1.efi")
+			if c.stage == "boot" && c.code != "root" {
+				if b, err := os.ReadFile(d.path("dev/disk/by-partlabel/root-b")); err != nil || !bytes.Equal(b[10*blockSize:11*blockSize], treeTop(9)) {
+					t.Errorf("the slot was written to for what does not start (%v)", err)
+				}
+			}
 			if st := d.status(i); st.Other.Mark != "" || st.Running.String() != "1.0.0+sv1" {
 				t.Errorf("afterwards the status is %+v", st)
 			}
