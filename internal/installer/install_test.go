@@ -37,9 +37,10 @@ func TestAGoodBundleIsInstalledAndArmed(t *testing.T) {
 				t.Fatal(err)
 			}
 			want := bundletest.NewRelease("acme-gw", "1.1.0+sv2")
+			_, slots, _ := d.loader.seen()
 			for slot, file := range want.Slots {
-				if !bytes.Equal(d.loader.slots[slot], want.Files[file]) {
-					t.Errorf("slot %s has %d other bytes than %s", slot, len(d.loader.slots[slot]), file)
+				if !bytes.Equal(slots[slot], want.Files[file]) {
+					t.Errorf("slot %s has %d other bytes than %s", slot, len(slots[slot]), file)
 				}
 			}
 			if done != 2 || total != 2 {
@@ -51,8 +52,9 @@ func TestAGoodBundleIsInstalledAndArmed(t *testing.T) {
 			}
 			wantRefusal(t, "another release", d.Arm(t.Context(), version(t, "1.1.0+sv3")), fota.StageBoot, "staged")
 			for range 2 { // it may be asked for again
-				if err := d.Arm(t.Context(), r.Version); err != nil || d.loader.status.Other.Mark != fota.Armed {
-					t.Errorf("arm: %v, and there is %+v", err, d.loader.status.Other)
+				err := d.Arm(t.Context(), r.Version)
+				if other, _, _ := d.loader.seen(); err != nil || other.Mark != fota.Armed {
+					t.Errorf("arm: %v, and there is %+v", err, other)
 				}
 			}
 			if err := d.Cancel(t.Context()); err != nil {
@@ -73,11 +75,13 @@ func TestBless(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.start()
-	if err := d.Bless(t.Context()); err != nil || d.loader.blessed != 1 {
-		t.Errorf("bless: %v, and the boot loader was told %d times", err, d.loader.blessed)
+	err := d.Bless(t.Context())
+	if _, _, blessed := d.loader.seen(); err != nil || blessed != 1 {
+		t.Errorf("bless: %v, and the boot loader was told %d times", err, blessed)
 	}
-	if _, err := d.try(d.release("1.1.0+sv2")); err == nil || d.loader.slots != nil {
-		t.Errorf("an install that cannot be remembered: %v, and %d slots were written", err, len(d.loader.slots))
+	_, err = d.try(d.release("1.1.0+sv2"))
+	if _, slots, _ := d.loader.seen(); err == nil || slots != nil {
+		t.Errorf("an install that cannot be remembered: %v, and %d slots were written", err, len(slots))
 	}
 	if st, err := d.Status(t.Context()); err != nil || len(st.Notes) != 1 {
 		t.Errorf("the status is %+v, %v; want a note", st, err)
@@ -127,7 +131,7 @@ func TestRefusalsArriveWithStageAndCode(t *testing.T) {
 		d.wantNothing(what, "1.1.0+sv2")
 	}
 	for _, stage := range []fota.Stage{fota.StageSlot, fota.StageBoot} {
-		d.loader.err = fota.Refuse(stage, "full", "there is \x1b[31m no room on %q", "\n")
+		d.loader.set(func() { d.loader.err = fota.Refuse(stage, "full", "there is \x1b[31m no room on %q", "\n") })
 		_, err := d.try(d.release("1.1.0+sv2"))
 		wantRefusal(t, string(stage), err, stage, "full")
 		if want := string(stage) + ": there is \ufffd[31m no room on \"\\n\""; !bytes.Contains([]byte(err.Error()), []byte(want)) {
@@ -150,7 +154,7 @@ func TestWhatIsWrittenAfterwardsIsNotArmed(t *testing.T) {
 	d.wantNothing("a damaged bundle", "1.1.0+sv2")
 
 	d.mustInstall("1.1.0+sv2")
-	d.loader.status.Other = fota.Other{Version: version(t, "1.1.0+sv2"), Mark: fota.Failed}
+	d.loader.set(func() { d.loader.status.Other = fota.Other{Version: version(t, "1.1.0+sv2"), Mark: fota.Failed} })
 	wantRefusal(t, "a release that failed", d.Arm(t.Context(), version(t, "1.1.0+sv2")), fota.StageBoot, "staged")
 }
 
@@ -158,12 +162,12 @@ func TestWhatIsWrittenAfterwardsIsNotArmed(t *testing.T) {
 // what the device goes back to.
 func TestTheFallbackIsNotOverwritten(t *testing.T) {
 	d := newDevice(t)
-	d.loader.status.Trial = true
+	d.loader.set(func() { d.loader.status.Trial = true })
 	var r *fota.Refusal
 	if _, err := d.try(d.release("1.1.0+sv2")); err == nil || errors.As(err, &r) {
 		t.Errorf("got %v, want an error that is not for good", err)
 	}
-	if d.loader.slots != nil {
+	if _, slots, _ := d.loader.seen(); slots != nil {
 		t.Error("a slot was written")
 	}
 }
@@ -171,7 +175,7 @@ func TestTheFallbackIsNotOverwritten(t *testing.T) {
 func TestOneInstallAtATimeAndStatusMeanwhile(t *testing.T) {
 	d := newDevice(t)
 	began, finish := make(chan struct{}), make(chan struct{})
-	d.loader.during = func(context.Context) { began <- struct{}{}; <-finish }
+	d.loader.set(func() { d.loader.during = func(context.Context) { began <- struct{}{}; <-finish } })
 	first := make(chan error)
 	go func() {
 		_, err := d.try(d.release("1.1.0+sv2"))
@@ -210,7 +214,7 @@ func TestWhoGoesAwayEndsTheInstall(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			d := newDevice(t)
 			ctx, cancel := context.WithCancel(t.Context())
-			d.loader.during = func(ctx context.Context) { cancel(); <-ctx.Done() }
+			d.loader.set(func() { d.loader.during = func(ctx context.Context) { cancel(); <-ctx.Done() } })
 			b := d.release("1.1.0+sv2")
 			var err error
 			if how == "read out" {
@@ -250,7 +254,7 @@ func TestErrorsOfTheClient(t *testing.T) {
 	if _, err := nowhere.Status(t.Context()); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("without a socket: got %v, want os.ErrNotExist", err)
 	}
-	d.loader.err = errors.New("the medium is broken")
+	d.loader.set(func() { d.loader.err = errors.New("the medium is broken") })
 	for verb, err := range map[string]error{"bless": d.Bless(t.Context()), "cancel": d.Cancel(t.Context())} {
 		var r *fota.Refusal
 		if err == nil || errors.As(err, &r) || !bytes.Contains([]byte(err.Error()), []byte("the medium is broken")) {

@@ -291,7 +291,7 @@ func (s *Server) arm(ctx context.Context, v fota.Version) error {
 		return errForgetful
 	}
 	staged := s.memory.Get().Staged
-	if staged == nil || staged.Version != v {
+	if staged == nil || staged.Manifest == nil || staged.Version != v {
 		return fota.Refuse(fota.StageBoot, "staged", "%v is not what was installed last", v)
 	}
 	device, err := s.look(ctx)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -162,9 +163,9 @@ func TestASilentPeerDoesNotHoldUpAStop(t *testing.T) {
 // TestTheLongestStatusIsAnswered has a boot loader say as much as it can.
 func TestTheLongestStatusIsAnswered(t *testing.T) {
 	d := newDevice(t)
-	for range 2 * notesLimit {
-		d.loader.status.Notes = append(d.loader.status.Notes, strings.Repeat(`<"\`, textLimit))
-	}
+	d.loader.set(func() {
+		d.loader.status.Notes = slices.Repeat([]string{strings.Repeat(`<"\`, textLimit)}, 2*notesLimit)
+	})
 	st, err := d.Status(t.Context())
 	if err != nil || len(st.Notes) != notesLimit {
 		t.Fatalf("got %v, want %d notes", err, notesLimit)

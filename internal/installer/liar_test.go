@@ -110,10 +110,12 @@ func TestAPeerSpeaksWhenItIsAsked(t *testing.T) {
 	d := newDevice(t)
 	good := d.release("1.1.0+sv2")
 	speak := make(chan struct{})
-	d.loader.during = func(ctx context.Context) {
-		speak <- struct{}{}
-		<-ctx.Done()
-	}
+	d.loader.set(func() {
+		d.loader.during = func(ctx context.Context) {
+			speak <- struct{}{}
+			<-ctx.Done()
+		}
+	})
 	c := d.dial()
 	c.say(fmt.Appendf(nil, `{"verb":"install","size":%d}`+"\n", len(good)))
 	go func() {
@@ -152,11 +154,13 @@ func TestAFileThatIsRewritten(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer write.Close()
-			d.loader.during = func(context.Context) {
-				if err := change(write); err != nil {
-					t.Error(err)
+			d.loader.set(func() {
+				d.loader.during = func(context.Context) {
+					if err := change(write); err != nil {
+						t.Error(err)
+					}
 				}
-			}
+			})
 			if r, err := d.InstallFile(t.Context(), read, nil); err == nil {
 				t.Errorf("%+v was installed", r)
 			}
@@ -226,7 +230,7 @@ func TestDescriptors(t *testing.T) {
 			if last := talker.next(); !bytes.Contains([]byte(last.Error), []byte(c.want)) {
 				t.Errorf("got %+v, want %q", last, c.want)
 			}
-			if d.loader.slots != nil || d.loader.blessed > 0 {
+			if _, slots, blessed := d.loader.seen(); slots != nil || blessed > 0 {
 				t.Error("something was done")
 			}
 		})

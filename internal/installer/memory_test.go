@@ -149,10 +149,12 @@ func TestPowerCutsLeaveNothingToArm(t *testing.T) {
 		}
 		cuts = append(cuts, cut{when, text, writing})
 	}
-	d.server.memory.Cut = look
-	d.loader.during = func(context.Context) { writing = true; look("while a slot is written") }
+	d.loader.set(func() {
+		d.server.memory.Cut = look
+		d.loader.during = func(context.Context) { writing = true; look("while a slot is written") }
+	})
 	d.mustInstall("1.2.0+sv2")
-	d.server.memory.Cut, d.loader.during = nil, nil
+	d.loader.set(func() { d.server.memory.Cut, d.loader.during = nil, nil })
 	look("at the end")
 	if len(cuts) < 8 { // three writes, two slots, the end
 		t.Fatalf("there were %d cuts", len(cuts))
@@ -172,7 +174,7 @@ func TestPowerCutsLeaveNothingToArm(t *testing.T) {
 			if err != nil || (len(st.Notes) == 0) != whole {
 				t.Fatalf("%s, %d bytes of %d: the status is %+v, %v", c.when, n, len(c.text), st, err)
 			}
-			d.loader.status.Other = fota.Other{Version: version(t, "1.2.0+sv2"), Mark: fota.Staged} // the worst that could be
+			d.loader.set(func() { d.loader.status.Other = fota.Other{Version: version(t, "1.2.0+sv2"), Mark: fota.Staged} }) // the worst that could be
 			err = d.Arm(t.Context(), version(t, "1.2.0+sv2"))
 			if last && whole && err != nil {
 				t.Errorf("%s: arm: %v", c.when, err)
@@ -181,7 +183,7 @@ func TestPowerCutsLeaveNothingToArm(t *testing.T) {
 				wantRefusal(t, c.when, err, fota.StageBoot, "staged")
 			}
 			if whole && c.writing {
-				d.loader.status.Other = fota.Other{}
+				d.loader.set(func() { d.loader.status.Other = fota.Other{} })
 				wantRefusal(t, c.when+", what was staged before", d.Arm(t.Context(), version(t, "1.1.0+sv2")), fota.StageBoot, "staged")
 				if !bytes.Contains(c.text, []byte("1099511627776")) {
 					t.Errorf("%s: the number of the CRL is not remembered:\n%s", c.when, c.text)

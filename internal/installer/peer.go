@@ -63,11 +63,6 @@ func (p *peer) tell(a answer) error {
 // request reads the one line that a peer may send by itself, and the descriptor that
 // may come with it.
 func (p *peer) request() (r request, file *os.File, err error) {
-	defer func() {
-		if err != nil {
-			p.inbox.close()
-		}
-	}()
 	if err := p.c.SetReadDeadline(time.Now().Add(peerLimit)); err != nil {
 		return r, nil, err
 	}
