@@ -277,7 +277,9 @@ func TestArmRefuses(t *testing.T) {
 		"half of it staged":        {func(d device) { d.put(draft, petest.UKI("2.0.0")[:700]) }, ErrNotStaged},
 		"another one staged":       {func(d device) { d.put(draft, petest.UKI("2.0.1")) }, ErrNotStaged},
 		"another one in its place": {func(d device) { d.put(armed, petest.UKI("2.0.1")) }, ErrNotStaged},
-		"one that was tried":       {func(d device) { d.put("birthmark_2.0.0+0-3.efi", petest.UKI("2.0.0")) }, ErrTried},
+		"one that is bad":          {func(d device) { d.put("birthmark_2.0.0+0-3.efi", petest.UKI("2.0.0")) }, ErrTried},
+		"one that was tried":       {func(d device) { d.put("birthmark_2.0.0+2-1.efi", petest.UKI("2.0.0")) }, ErrTried},
+		"one without a counter":    {func(d device) { d.put("birthmark_2.0.0.efi", petest.UKI("2.0.0")) }, ErrTried},
 		"another release there": {func(d device) {
 			d.put(draft, petest.UKI("2.0.0"))
 			d.put("birthmark_0.9.0+3.efi", petest.UKI("0.9.0"))
@@ -294,6 +296,11 @@ func TestArmRefuses(t *testing.T) {
 		}
 	}
 	d := newDevice(t)
+	d.put("birthmark_2.0.0+5.efi", petest.UKI("2.0.0"))
+	if err := d.loader().Arm("2.0.0", sum); err != nil {
+		t.Errorf("armed, when a release got five tries: %v", err)
+	}
+	d = newDevice(t)
 	if err := d.loader().Arm("1.0.0", sha256.Sum256(petest.UKI("1.0.0"))); err == nil {
 		t.Error("the release that runs was armed")
 	}

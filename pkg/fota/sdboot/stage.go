@@ -147,7 +147,7 @@ func (l *Loader) arm(version string, sum [sha256.Size]byte) error {
 			return err
 		case !same:
 			return fmt.Errorf("%s is another one: %w", armed.File, ErrNotStaged)
-		case armed.Left < l.tries || armed.Done > 0:
+		case armed.Left == 0 || armed.Done > 0: // or it has no counter, and nobody knows
 			return fmt.Errorf("%s: %w", armed.File, ErrTried)
 		}
 		return l.settle(armed.File)
