@@ -6,6 +6,9 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
@@ -38,7 +41,11 @@ func TestMemoryOfFirmwareVerify(t *testing.T) {
 	binary := build(t, nil)
 	measure := func(t *testing.T, want bool, limit int, args ...string) {
 		t.Helper()
-		most, ok := runMeasured(t, verifyPatience, binary, append(append([]string{"firmware", "verify"}, args...), trust...)...)
+		patience := verifyPatience
+		if !want {
+			patience = childPatience
+		}
+		most, ok := runMeasured(t, patience, binary, append(append([]string{"firmware", "verify"}, args...), trust...)...)
 		if ok != want || most > limit {
 			t.Errorf("accepted: %t, want %t; %d KiB at most, limit %d", ok, want, most, limit)
 		}
@@ -76,6 +83,37 @@ func TestMemoryOfFirmwareVerify(t *testing.T) {
 		file := put("hostile.raucb", b)
 		t.Run(name, func(t *testing.T) { measure(t, false, memoryLimit, file) })
 	}
+
+	part := "HTTP/1.1 206 Partial Content\r\nETag: \"x\"\r\nContent-Range: bytes 0-65535/1099511627776\r\n"
+	for _, h := range append(hostiles("application/octet-stream"),
+		hostile{"a part without end", without(part+"\r\n", "AAAA")},
+		hostile{"a part of a terabyte", without(part+"Content-Length: 1099511627776\r\n\r\n", "AAAA")},
+		hostile{"a part in chunks without end", without(part+"Transfer-Encoding: chunked\r\n\r\n", "4\r\nAAAA\r\n")}) {
+		t.Run("a server: "+h.name, func(t *testing.T) {
+			s := answerAlways(t, h)
+			measure(t, false, memoryLimit, s.URL+"/release.raucb", "--tls-anchors", server["SERVER"])
+		})
+	}
+}
+
+// answerAlways is a server that has one answer.
+func answerAlways(t *testing.T, h hostile) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		h.answer(conn)
+	}))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.StartTLS()
+	t.Cleanup(func() {
+		s.Listener.Close()
+		s.CloseClientConnections()
+	})
+	return s
 }
 
 // large is a bundle with an image of half a gigabyte, most of it holes.
