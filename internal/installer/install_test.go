@@ -153,6 +153,21 @@ func TestWhatIsWrittenAfterwardsIsNotArmed(t *testing.T) {
 	}
 	d.wantNothing("a damaged bundle", "1.1.0+sv2")
 
+	// A boot loader that does not notice is not what the promise stands on.
+	old := fota.Other{Version: version(t, "1.1.0+sv2"), Mark: fota.Staged}
+	d.mustInstall("1.1.0+sv2")
+	d.loader.set(func() { d.loader.during = func(context.Context) { d.loader.status.Other = old } })
+	if _, err := d.try(bad); err == nil {
+		t.Error("a damaged bundle was installed")
+	}
+	wantRefusal(t, "what the boot loader still has", d.Arm(t.Context(), old.Version), fota.StageBoot, "staged")
+	d.loader.set(func() { d.loader.during = nil })
+
+	d.mustInstall("1.1.0+sv2")
+	other := fota.Other{Version: version(t, "1.2.0+sv2"), Mark: fota.Staged}
+	d.loader.set(func() { d.loader.status.Other = other })
+	wantRefusal(t, "what somebody else has staged", d.Arm(t.Context(), other.Version), fota.StageBoot, "staged")
+
 	d.mustInstall("1.1.0+sv2")
 	d.loader.set(func() { d.loader.status.Other = fota.Other{Version: version(t, "1.1.0+sv2"), Mark: fota.Failed} })
 	wantRefusal(t, "a release that failed", d.Arm(t.Context(), version(t, "1.1.0+sv2")), fota.StageBoot, "staged")
