@@ -66,5 +66,5 @@ func examine(ctx context.Context, conf *config.Loaded, notes io.Writer) doctor.R
 			return r
 		}
 	}
-	return doctor.Examine(ctx, doctor.Patient{Config: conf})
+	return doctor.Examine(ctx, doctor.Patient{Config: conf, Installer: thisInstaller.Status})
 }

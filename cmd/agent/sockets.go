@@ -31,7 +31,7 @@ func openDoors(a *agent.Agent, conf func() *config.Loaded) *api.Doors {
 		Status:  func() any { return a.Status() },
 		Metrics: a.Metrics,
 		Doctor: func(ctx context.Context) any {
-			return doctor.Examine(ctx, doctor.Patient{Config: conf(), Root: a.Root})
+			return doctor.Examine(ctx, doctor.Patient{Config: conf(), Root: a.Root, Installer: thisInstaller.Status})
 		},
 		Tell: func(m api.Message) error {
 			err := a.Tell(m.Name, m.Object, m.Durable)

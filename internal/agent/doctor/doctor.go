@@ -2,7 +2,7 @@
 // do about it: `birthmark doctor`.
 //
 // It looks at the TPM, the clock, the disk, the state, the certificates, the EST
-// servers and the brokers. It uses no credential: an EST server is asked for its
+// servers, the brokers and what an update of the firmware needs. It uses no credential: an EST server is asked for its
 // CA's certificates, with a broker only the TLS handshake is made. Nothing is
 // changed, except that a file is written to the state folder and removed again.
 //
@@ -26,6 +26,7 @@ import (
 	"birthmark/internal/config"
 	"birthmark/pkg/clock"
 	"birthmark/pkg/enroll"
+	"birthmark/pkg/fota"
 	"birthmark/pkg/rot"
 	"birthmark/pkg/store"
 )
@@ -71,6 +72,8 @@ type Patient struct {
 	// Root is the TPM of the agent that runs, or why it has none. Nil when no agent
 	// runs: then the TPM is opened.
 	Root func() (rot.Root, error)
+	// Installer asks for what updates of the firmware find here.
+	Installer func(context.Context) (fota.Status, error)
 }
 
 // Examine looks at everything. It ends within 15 s.
@@ -79,10 +82,10 @@ func Examine(ctx context.Context, p Patient) Report {
 	defer cancel()
 	folder := p.Config.Config.Device.State
 	d, held, err := store.Read[agent.Device](folder)
-	x := &examination{Config: &p.Config.Config, root: p.Root, device: d, held: held, clock: clock.Since(d.Floor)}
+	x := &examination{Config: &p.Config.Config, root: p.Root, installer: p.Installer, device: d, held: held, clock: clock.Since(d.Floor)}
 	parts := []func(context.Context) []Check{
 		func(context.Context) []Check { return []Check{configuration(p.Config), x.state(err), x.audit()} },
-		x.disk, x.time, x.tpm, x.est, x.brokers,
+		x.disk, x.time, x.tpm, x.est, x.brokers, x.firmware,
 	}
 	found := make([][]Check, len(parts))
 	var all sync.WaitGroup
@@ -100,10 +103,12 @@ func Examine(ctx context.Context, p Patient) Report {
 // An examination is one look at one device.
 type examination struct {
 	*config.Config
-	root   func() (rot.Root, error)
-	device agent.Device // as far as it could be read
-	held   bool         // an agent runs on its folder
-	clock  *clock.Clock
+	root func() (rot.Root, error)
+	// installer is asked; nil: nobody can
+	installer func(context.Context) (fota.Status, error)
+	device    agent.Device // as far as it could be read
+	held      bool         // an agent runs on its folder
+	clock     *clock.Clock
 }
 
 // configuration looks at the configuration by itself.
