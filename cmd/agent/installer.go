@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"birthmark/internal/agent/firmware"
 	"birthmark/internal/installer"
 	"birthmark/internal/version"
 	"birthmark/pkg/clock"
@@ -26,14 +27,7 @@ const (
 	installerDoor  = "installer.sock" // FileDescriptorName= of its socket unit
 	installerIdle  = 30 * time.Second
 	installerState = "/var/lib/birthmark-installer" // if systemd gives no StateDirectory=
-	// crlGrace is for devices that nobody brings new CRLs for a while. Without a bound
-	// a CRL could be kept from a device for ever.
-	crlGrace = 30 * 24 * time.Hour
 )
-
-// firmwareTrust is who says which firmware to believe: the owner of the device, else
-// the image. The agent can write to neither.
-var firmwareTrust = []string{"/etc/birthmark/firmware", "/usr/lib/birthmark/firmware"}
 
 func installerCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -57,7 +51,7 @@ starts next.`,
 			log.Warn("no firmware can be installed", "err", err)
 		}
 		s := installer.Server{Version: version.String(), Idle: installerIdle, Log: log, Boot: boot,
-			Trust: firmwareTrust, Grace: crlGrace, Clock: clock.System(), State: cmp.Or(os.Getenv("STATE_DIRECTORY"), installerState)}
+			Trust: firmware.Folders, Grace: firmware.CRLGrace, Clock: clock.System(), State: cmp.Or(os.Getenv("STATE_DIRECTORY"), installerState)}
 		uid, err := uidOf(agentUser)
 		if err != nil {
 			log.Warn("nobody but root may ask", "err", err)
