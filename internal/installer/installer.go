@@ -41,8 +41,10 @@
 // else than he was asked for, or too slowly, ends his install.
 //
 // A bundle is verified once, while it is used: [bundle.Open] and [bundle.Bundle.CopyImage]
-// hash what they read before they use it. Anchors, issuing CAs and CRLs are files of
-// [Server.Trust], read for each install. What must be remembered is in the folder
+// hash what they read before they use it. Anchors, issuing CAs and CRLs are files in the
+// folders of [Server.Trust], read for each install: anchors.pem and signing-cas.pem of the
+// first that has them, crls.pem of all, since a CRL can only take away. Who has none of one
+// of them trusts nobody. What must be remembered is in the folder
 // [Server.State], on the medium before it is needed: the number of the newest CRL of each
 // CA, below which none is accepted again, and which release the last install has
 // finished. A file there that is damaged is set aside, and told in the status.
@@ -85,8 +87,8 @@ type Server struct {
 	Log     *slog.Logger
 
 	Boot  fota.Installer // nil if the device has no boot loader that it could be for
-	Trust []string       // folders that say whom to believe: see trust.go
-	Grace time.Duration  // for CRLs, see [cms.Trust]
+	Trust []string       // folders with anchors.pem, signing-cas.pem and crls.pem
+	Grace time.Duration  // that a CRL is good for longer than it says
 	Clock *clock.Clock
 	State string // the folder of what is remembered; nobody else's
 

@@ -26,8 +26,8 @@ const (
 	issuersFile = "signing-cas.pem" // CAs whose leaves may sign
 	crlsFile    = "crls.pem"
 
-	trustLimit = 2 << 20 // bytes of a file
-	blockLimit = 32      // certificates, or CRLs, in a file
+	trustLimit = 2 << 20 // bytes of PEM for one purpose; some 36,000 entries of CRLs
+	blockLimit = 32      // certificates, or CRLs
 )
 
 // trust reads whom to believe. Without anchors, issuers or CRLs that is nobody, which is
@@ -42,75 +42,84 @@ func (s *Server) trust() (*cms.Trust, error) {
 	if t.Issuers, err = certificates(s.Trust, issuersFile); err != nil {
 		return nil, no("issuers", err)
 	}
+	var paths []string
 	for _, folder := range s.Trust {
-		more, err := readPEM(filepath.Join(folder, crlsFile), "X509 CRL", cms.ReadCRL)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, no("crl", err)
-		}
-		t.CRLs = append(t.CRLs, more...)
+		paths = append(paths, filepath.Join(folder, crlsFile))
 	}
-	if t.CRLs == nil {
-		return nil, no("crl", fmt.Errorf("there is no %s in %s", crlsFile, strings.Join(s.Trust, " or ")))
+	if t.CRLs, err = readPEM("X509 CRL", cms.ReadCRL, paths...); err != nil {
+		return nil, no("crl", err)
 	}
 	return t, nil
 }
 
-func certificates(folders []string, name string) ([]*x509.Certificate, error) {
+func certificates(folders []string, name string) (certs []*x509.Certificate, err error) {
 	for _, folder := range folders {
-		certs, err := readPEM(filepath.Join(folder, name), "CERTIFICATE", x509.ParseCertificate)
+		certs, err = readPEM("CERTIFICATE", x509.ParseCertificate, filepath.Join(folder, name))
 		if !errors.Is(err, fs.ErrNotExist) {
-			return certs, err
+			break
 		}
 	}
-	return nil, fmt.Errorf("there is no %s in %s", name, strings.Join(folders, " or "))
+	return certs, err
 }
 
-// readPEM reads a file of one thing or more, of one type, with nothing but text between
-// them (RFC 7468, 2). The decoder passes over what it cannot read; here that is an error.
-func readPEM[T any](path, kind string, parse func(der []byte) (T, error)) ([]T, error) {
-	text, err := readFile(path)
+// readPEM reads things of one kind from those of some files that are there, with nothing
+// but text between them (RFC 7468, 2). The decoder passes over what it cannot read; here
+// that is an error.
+func readPEM[T any](kind string, parse func(der []byte) (T, error), paths ...string) (all []T, err error) {
+	from := strings.Join(paths, " and ")
+	text, err := readFiles(paths)
 	if err != nil {
 		return nil, err
 	}
-	var all []T
-	rest := text
-	for {
+	for rest := text; ; {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
 			break
 		}
 		if block.Type != kind || len(block.Headers) > 0 {
-			return nil, fmt.Errorf("%s holds a %q, want only %q", path, block.Type, kind)
+			return nil, fmt.Errorf("%s holds a %q, want only %q", from, block.Type, kind)
 		}
 		one, err := parse(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("%s: number %d in it: %w", path, len(all)+1, err)
+			return nil, fmt.Errorf("%s: number %d in it: %w", from, len(all)+1, err)
 		}
 		all = append(all, one)
 	}
 	switch begun := bytes.Count(text, []byte("-----BEGIN")); {
 	case begun == 0:
-		return nil, fmt.Errorf("there is nothing in %s", path)
+		return nil, fmt.Errorf("there is nothing in %s", from)
 	case begun != len(all):
-		return nil, fmt.Errorf("%s begins %d times, and %d were read", path, begun, len(all))
+		return nil, fmt.Errorf("%s begins %d times, and %d were read", from, begun, len(all))
 	case begun > blockLimit:
-		return nil, fmt.Errorf("%s holds %d, limit %d", path, begun, blockLimit)
+		return nil, fmt.Errorf("%s holds %d, limit %d", from, begun, blockLimit)
 	}
 	return all, nil
 }
 
-func readFile(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
+// readFiles puts together those of some files that are there; one has to be.
+func readFiles(paths []string) (text []byte, err error) {
+	missing := errors.New("there is no folder for it")
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			missing = err
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		more, err := io.ReadAll(io.LimitReader(f, trustLimit+1))
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+		text = append(append(text, more...), '\n')
+		if len(text) > trustLimit {
+			return nil, fmt.Errorf("more than %d bytes in %s", trustLimit, strings.Join(paths, " and "))
+		}
 	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, trustLimit+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > trustLimit {
-		return nil, fmt.Errorf("%s has more than %d bytes", path, trustLimit)
+	if text == nil {
+		return nil, missing
 	}
 	return text, nil
 }
