@@ -24,10 +24,12 @@ import (
 	"birthmark/internal/config"
 )
 
+// checksFolder is a variable for tests.
+var checksFolder = "/etc/birthmark/health.d"
+
 const (
-	checksFolder = "/etc/birthmark/health.d"
-	checkLimit   = time.Minute
-	checkOutput  = 2 << 10 // bytes of it that are kept
+	checkLimit  = time.Minute
+	checkOutput = 2 << 10 // bytes of it that are kept
 	// healthLimit is less than what its unit gives it, and a release on trial has.
 	healthLimit = 4*time.Minute + 45*time.Second
 	healthStep  = time.Second

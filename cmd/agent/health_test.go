@@ -7,8 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"birthmark/internal/agent"
+	"birthmark/internal/agent/api"
+	"birthmark/internal/agent/update"
 )
 
 // checks makes a folder of scripts.
@@ -76,5 +81,67 @@ func TestACheckThatHangsIsEnded(t *testing.T) {
 	dir = checks(t, map[string]string{"a": "sleep 3600 & exit 0"})
 	if err := runChecks(t.Context(), dir, slog.New(slog.DiscardHandler)); err != nil || time.Since(began) > time.Minute {
 		t.Errorf("after %v: %v, want a good check", time.Since(began), err)
+	}
+}
+
+// TestHealthTellsTheAgent runs the verb beside an agent that says what it says.
+func TestHealthTellsTheAgent(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "run")
+	conf := filepath.Join(t.TempDir(), "birthmark.toml")
+	write(t, conf, "[doors]\nfolder = \""+folder+"\"\n")
+	health := func() (string, error) {
+		var out strings.Builder
+		c := command()
+		c.SetArgs([]string{"health", "--config", conf})
+		c.SetOut(&out)
+		c.SetErr(&out)
+		c.SilenceUsage, c.SilenceErrors = true, true
+		err := c.ExecuteContext(t.Context())
+		return out.String(), err
+	}
+	if out, err := health(); err != nil || !strings.Contains(out, "no firmware is on trial") {
+		t.Errorf("where no agent is: %q, %v", out, err)
+	}
+	var looks atomic.Int32
+	var phase atomic.Value
+	phase.Store(update.Armed)
+	verdicts := make(chan api.Verdict, 1)
+	doors, err := api.Open(folder, nil, api.Agent{
+		Status: func() any {
+			s := agent.Status{Live: &agent.Live{}, Update: &agent.UpdateSummary{Phase: phase.Load().(update.Phase)}}
+			s.Live.Update.Looked = looks.Add(1) > 1 // at first nobody knows
+			return s
+		},
+		Judge: func(v api.Verdict) error {
+			if phase.Load() != update.Trial {
+				return &api.Refusal{Status: 409, Reason: "no firmware is on trial"}
+			}
+			verdicts <- v
+			return nil
+		},
+	}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer doors.Close()
+	if out, err := health(); err != nil || looks.Load() != 2 || !strings.Contains(out, "no firmware is on trial") {
+		t.Errorf("armed, and not started yet: %q, %v, after %d looks; want a good boot after 2", out, err, looks.Load())
+	}
+	phase.Store(update.Trial)
+	old := checksFolder
+	t.Cleanup(func() { checksFolder = old })
+	checksFolder = checks(t, map[string]string{"10-a": "exit 0"})
+	if out, err := health(); err != nil || !strings.Contains(out, "all checks") {
+		t.Errorf("a good boot: %q, %v", out, err)
+	}
+	if v := <-verdicts; v.Unwell != "" {
+		t.Errorf("of a good boot the agent was told %q", v.Unwell)
+	}
+	checksFolder = checks(t, map[string]string{"10-a": "echo no modem; exit 1"})
+	if out, err := health(); err == nil || exitCode(err) != 1 {
+		t.Errorf("a bad boot: %q, %v, exit code %d; want 1", out, err, exitCode(err))
+	}
+	if v := <-verdicts; v.Unwell != "check 10-a: exit status 1: no modem" {
+		t.Errorf("of a bad boot the agent was told %q", v.Unwell)
 	}
 }
