@@ -27,8 +27,8 @@ var (
 	errSpoke = errors.New("the peer spoke without being asked")
 )
 
-// A remote is a bundle that a peer reads out, as an [io.ReaderAt], or only the peer,
-// who must not go away, nor speak.
+// A remote is a bundle that a peer reads out, as an [io.ReaderAt]. Of a peer who has
+// passed a file nothing is asked, but it has to stay, and to be silent.
 //
 // One goroutine hears all that the peer says: what it was asked for, or too much, or
 // that it is gone, at any time. The latter two end everything that is done for it.
@@ -44,7 +44,7 @@ type remote struct {
 	reading  sync.Mutex // one ask at a time
 	given    int64
 	waited   time.Duration
-	deadline sync.Mutex // the last one is the one that was set after the end
+	deadline sync.Mutex // for the connection's: none is set after the one of the end
 	patience func(given int64, waited time.Duration) time.Duration
 }
 
@@ -53,8 +53,8 @@ type asked struct {
 	done chan error // has room
 }
 
-// hearing begins to hear a peer, until ctx or the remote's own context, which is what
-// is to be done for it, ends.
+// hearing begins to hear a peer. What is done for it is done with the remote's context,
+// which ends with ctx, with close, and with the peer.
 func hearing(ctx context.Context, p *peer, size int64) *remote {
 	r := &remote{peer: p, size: size, silent: make(chan struct{}), asked: make(chan *asked, 1), patience: patience}
 	r.ctx, r.end = context.WithCancelCause(ctx)
