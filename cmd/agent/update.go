@@ -156,16 +156,23 @@ func notTaken(err error) error {
 	return refusal
 }
 
-// followStep is the time between two looks at how far the agent is.
-const followStep = 500 * time.Millisecond
+const (
+	followStep  = 500 * time.Millisecond // between two looks at how far the agent is
+	followLimit = time.Minute            // for an agent that says nothing
+)
 
 // follow waits until what was ordered is armed, or over.
 func follow(ctx context.Context, conf *config.Loaded, m *meter) (*agent.UpdateSummary, error) {
 	look := time.NewTicker(followStep)
 	defer look.Stop()
-	for {
+	for heard := time.Now(); ; {
 		s, ok := ask(ctx, conf, api.Status, "/v1/status", statusPatience, func(s agent.Status) string { return s.Folder }, io.Discard)
+		if ok {
+			heard = time.Now()
+		}
 		switch {
+		case time.Since(heard) > followLimit:
+			return nil, &firmware.UnavailableError{Err: errors.New("the agent has the order, and does not answer any more")}
 		case ok && s.Update != nil && (s.Update.Phase == update.Armed || s.Update.Phase == update.Trial || s.Update.Phase == update.Settled):
 			return s.Update, nil
 		case ok && m != nil && s.Live.Update.Progress != nil:

@@ -15,6 +15,9 @@
 // with full jitter, for ever. What cannot get better by waiting ends [Agent.Run]
 // with a [StopError].
 //
+// Beside the loop, package update installs firmware when somebody asks for it; see
+// [Agent.UpdateBy]. What is remembered of that is part of the Device, and no state.
+//
 // Files below the state folder, all of them this package's: state.json
 // (pkg/store), audit.log (pkg/audit), outbox (pkg/telemetry).
 package agent
