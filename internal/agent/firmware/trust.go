@@ -1,10 +1,8 @@
 package firmware
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -87,34 +85,18 @@ func crls(path string) ([]*x509.RevocationList, error) {
 	return lists, nil
 }
 
-func readCRLs(path string) (lists []*x509.RevocationList, err error) {
+func readCRLs(path string) ([]*x509.RevocationList, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, crlsLimit+1))
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case len(text) > crlsLimit:
+	}
+	if len(text) > crlsLimit {
 		return nil, fmt.Errorf("more than %d MiB", crlsLimit>>20)
-	case bytes.HasPrefix(text, []byte{0x30}): // a SEQUENCE
-		crl, err := cms.ReadCRL(text)
-		return []*x509.RevocationList{crl}, err
 	}
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "X509 CRL" {
-			return nil, fmt.Errorf("it holds a %s, not only CRLs", strings.ToLower(block.Type))
-		}
-		crl, err := cms.ReadCRL(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		lists = append(lists, crl)
-	}
-	if lists == nil {
-		return nil, errors.New("no CRL in it")
-	}
-	return lists, nil
+	return cms.ReadCRLs(text)
 }

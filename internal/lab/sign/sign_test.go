@@ -271,7 +271,7 @@ func TestWhatWasThereStays(t *testing.T) {
 		{"a certificate that is not there", with(good, func(s *Signer) { s.Certificate = "nix.pem" }), "", "", "failed to load cert file 'nix.pem'"},
 		{"anchors that are not there", with(good, func(s *Signer) { s.Anchors = "nix.pem" }), "", "", "nix.pem"},
 		{"CRLs that are none", with(good, func(s *Signer) { s.CRLs = good.Anchors }), "", "", "it holds a certificate, not only CRLs"},
-		{"no CRLs", with(good, func(s *Signer) { s.CRLs = os.DevNull }), "", "", "no PEM CRL in it"},
+		{"no CRLs", with(good, func(s *Signer) { s.CRLs = os.DevNull }), "", "", "no CRL in it"},
 		{"a rauc that fails", good, "echo starting; echo no room >&2; exit 1", "", "rauc: no room"},
 		{"a rauc that makes nothing", good, "exit 0", "", "no such file"},
 		{"a rauc that makes another release", good, `for in; do [ -d "$in" ] && sed -i s/1.1.0/1.2.0/ "$in/manifest.raucm"; done; exec $REAL "$@"`, "", "another release"},

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"birthmark/internal/config"
 	"birthmark/internal/lab/ca"
@@ -53,7 +52,7 @@ func lab(dir string) (_ Signer, err error) {
 	}
 	var crls []byte
 	for _, list := range lists {
-		crls = append(crls, pem.EncodeToMemory(&pem.Block{Type: crlType, Bytes: list.Raw})...)
+		crls = append(crls, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: list.Raw})...)
 	}
 	file := func(name string) string { return filepath.Join(dir, name) }
 	for name, text := range map[string][]byte{
@@ -86,31 +85,15 @@ func (s Signer) trust() (*cms.Trust, error) {
 	return t, err
 }
 
-const crlType = "X509 CRL" // RFC 7468, 7
-
-// readCRLs reads a PEM file with one CRL or more, and nothing else but text between
-// them.
-func readCRLs(path string) (lists []*x509.RevocationList, err error) {
+// readCRLs reads a file with one CRL or more.
+func readCRLs(path string) ([]*x509.RevocationList, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		block, rest := pem.Decode(text)
-		if block == nil {
-			break
-		}
-		if block.Type != crlType {
-			return nil, fmt.Errorf("cannot use %s: it holds a %s, not only CRLs", path, strings.ToLower(block.Type))
-		}
-		list, err := cms.ReadCRL(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("cannot use %s: %w", path, err)
-		}
-		lists, text = append(lists, list), rest
-	}
-	if lists == nil {
-		return nil, fmt.Errorf("cannot use %s: no PEM CRL in it", path)
+	lists, err := cms.ReadCRLs(text)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use %s: %w", path, err)
 	}
 	return lists, nil
 }
