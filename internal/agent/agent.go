@@ -129,6 +129,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	for ctx.Err() == nil {
 		if err := a.term(ctx); err != nil {
+			a.outlive(ctx, err)
 			return err
 		}
 	}

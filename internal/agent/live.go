@@ -19,6 +19,7 @@ type live struct {
 	mu       sync.Mutex // guards all below
 	root     rot.Root   // nil while it is not open
 	rootErr  error      // why
+	stop     error      // what ended the loop for good
 	commands uint64     // of the roots before
 	failures map[string]uint64
 	retry    *Retry // nil while a step is at work
@@ -94,6 +95,20 @@ func (l *live) failed(state lifecycle.State, err error, attempt int, delay time.
 		State: state.String(), Kind: t.kind, Error: Printable(err.Error()), Hint: t.hint,
 		Attempt: attempt, At: time.Now().Add(delay),
 	}
+}
+
+// stopped notes what has ended the loop for good.
+func (l *live) stopped(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stop = err
+}
+
+// whyStopped is what has ended the loop, if anything has.
+func (l *live) whyStopped() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.stop
 }
 
 // working notes that a step is at work.

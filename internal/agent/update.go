@@ -69,6 +69,21 @@ func (a *Agent) frozen() error {
 	return nil
 }
 
+// outlive stays when the loop has ended for good, until firmware that is on trial was
+// left for that: nobody else would leave it.
+func (a *Agent) outlive(ctx context.Context, err error) {
+	if a.update == nil {
+		return
+	}
+	a.live.stopped(err)
+	a.heart.rest(loopPart)
+	for !a.update.Looked() || a.store.Get().Update.Phase == update.Trial {
+		if !Pause(ctx, time.Second) {
+			return
+		}
+	}
+}
+
 // ready is why this agent is not well, by itself: what a release on trial is asked.
 func (a *Agent) ready() error {
 	if aside := a.store.Damaged(); aside != "" {
@@ -76,6 +91,9 @@ func (a *Agent) ready() error {
 	}
 	if state := a.store.Get().State; !lifecycle.Known(state) {
 		return fmt.Errorf("the state %q is not known to this version", state)
+	}
+	if err := a.live.whyStopped(); err != nil {
+		return err
 	}
 	_, err := a.Root()
 	return err

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"birthmark/internal/agent"
 	"birthmark/internal/agent/agenttest"
 	"birthmark/pkg/fota"
 )
@@ -58,4 +60,48 @@ func TestArmedFirmwareFreezesTheIdentity(t *testing.T) {
 		}
 	}
 	p.stop()
+}
+
+// TestAnAgentThatStopsLeavesATrial: what cannot get better by waiting ends an agent, and
+// nobody would start the system anew for it.
+func TestAnAgentThatStopsLeavesATrial(t *testing.T) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newPatient(t, agenttest.StartLab(t), "dev-trial")
+	p.agent.Close()
+	// The release without a name is the one that runs here.
+	text, err := json.Marshal(map[string]any{"schema": 1, "state": "made-up", "update": map[string]any{"phase": "trial", "boot": strings.TrimSpace(string(boot)), "starts": 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(p.cfg.Device.State, "state.json"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p.reopen()
+	restarted := make(chan struct{}, 1)
+	p.agent.UpdateBy(noInstaller{}, func(context.Context) error { restarted <- struct{}{}; return nil })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- p.agent.Run(ctx) }()
+	select {
+	case <-restarted:
+	case err := <-ended:
+		t.Fatalf("the agent ended, with %v, and the trial goes on", err)
+	case <-time.After(bootLimit):
+		t.Fatalf("no restart within %v: %+v", bootLimit, p.agent.Status().Update)
+	}
+	if s := p.agent.Status(); s.Update.Why == nil || !strings.Contains(s.Update.Why.Reason, `"made-up" is not known`) {
+		t.Errorf("the reason is %+v, want the state that is not known", s.Update.Why)
+	}
+	cancel()
+	var stop *agent.StopError
+	if err := <-ended; !errors.As(err, &stop) {
+		t.Errorf("it ended with %v, want a StopError", err)
+	}
+	if err := p.agent.Close(); err != nil {
+		t.Error(err)
+	}
 }
