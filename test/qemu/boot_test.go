@@ -13,6 +13,7 @@ import (
 
 // TestSecureBoot: firmware starts no release that the maker's key did not sign.
 func TestSecureBoot(t *testing.T) {
+	t.Parallel()
 	unsigned, err := img.UKI(t.Context(), img.Verity)
 	if err != nil {
 		t.Fatal(err)
@@ -27,7 +28,7 @@ func TestSecureBoot(t *testing.T) {
 	}{{"unsigned", unsigned}, {"signed by a stranger", foreign}} {
 		t.Run(c.name, func(t *testing.T) {
 			disk := copyDisk(t)
-			if err := image.Put(t.Context(), disk, image.ReleaseName("1.0.0", image.Tries), c.release); err != nil {
+			if err := image.Put(t.Context(), disk, image.ReleaseName("1.0.0+sv1", image.Tries), c.release); err != nil {
 				t.Fatal(err)
 			}
 			d := powerOn(t, machine.Config{Disk: disk})
@@ -44,7 +45,8 @@ func TestSecureBoot(t *testing.T) {
 // runs can be told by the TPM: the same release measures the same, another one does not,
 // and the keys of Secure Boot do in both, so that what is sealed to them outlives updates.
 func TestDamageFallsBack(t *testing.T) {
-	next, err := build(t.Context(), t.TempDir(), "2.0.0")
+	t.Parallel()
+	next, err := build(t.Context(), t.TempDir(), "2.0.0+sv1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,11 +63,11 @@ func TestDamageFallsBack(t *testing.T) {
 		at   int64        // in slot B; 0 for none
 		want string       // the release that runs
 	}{
-		{"nothing", next.Verity, 0, "2.0.0"},
-		{"a byte of a file", next.Verity, read + 77, "1.0.0"},
-		{"the top of the tree", next.Verity, next.Verity.TreeTop() + 5, "1.0.0"},
-		{"a leaf of the tree", next.Verity, next.Verity.TreeLeaf(read) + 3, "1.0.0"},
-		{"the root hash", wrong, 0, "1.0.0"},
+		{"nothing", next.Verity, 0, "2.0.0+sv1"},
+		{"a byte of a file", next.Verity, read + 77, "1.0.0+sv1"},
+		{"the top of the tree", next.Verity, next.Verity.TreeTop() + 5, "1.0.0+sv1"},
+		{"a leaf of the tree", next.Verity, next.Verity.TreeLeaf(read) + 3, "1.0.0+sv1"},
+		{"the root hash", wrong, 0, "1.0.0+sv1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			disk := copyDisk(t)
@@ -95,7 +97,7 @@ func TestDamageFallsBack(t *testing.T) {
 			measured[c.want] = now
 		})
 	}
-	if one, two := measured["1.0.0"], measured["2.0.0"]; len(measured) == 2 &&
+	if one, two := measured["1.0.0+sv1"], measured["2.0.0+sv1"]; len(measured) == 2 &&
 		(one.keys != two.keys || one.programs == two.programs || one.release == two.release) {
 		t.Errorf("1.0.0 measures %+v, 2.0.0 %+v; want the same keys, other programs and another release", one, two)
 	}
@@ -126,6 +128,7 @@ func (d device) registers() registers {
 // TestDamageAlone: where there is no other slot, a damaged release does not come up at
 // all.
 func TestDamageAlone(t *testing.T) {
+	t.Parallel()
 	disk := copyDisk(t)
 	at, err := img.Offset(t.Context(), "/usr/lib/systemd/systemd")
 	if err != nil {

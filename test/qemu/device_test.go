@@ -35,7 +35,7 @@ func run(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	start := time.Now()
-	if img, err = build(context.Background(), dir, "1.0.0"); err != nil {
+	if img, err = build(context.Background(), dir, "1.0.0+sv1"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -10,6 +10,7 @@ import (
 // TestFirstBoot: a device out of the factory makes its keys in its TPM, is certified
 // and speaks; after a restart it is the same one.
 func TestFirstBoot(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d := powerOn(t, machine.Config{Files: w.birth("device-1")})
 	d.ready()

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"birthmark/internal/lab"
+	"birthmark/internal/lab/sign"
 	"birthmark/test/qemu/machine"
 )
 
@@ -19,7 +20,7 @@ func upLab(ctx context.Context, dir string, log *slog.Logger, heard func(client,
 }
 
 // birth is what the factory gives a device: where its CAs and its broker are, whom to
-// believe, and the password that its first certificate costs.
+// believe, also about firmware, and the password that its first certificate costs.
 func birth(l *lab.Lab, id string) (map[string][]byte, error) {
 	password, err := l.NewPassword(lab.Maker, id)
 	if err != nil {
@@ -49,8 +50,16 @@ reconnect_window = "2s"
 interval = "5s"
 `, id, inside(l.MakerURL()), inside(l.OwnerURL()), inside(l.BrokerURL())),
 	}
-	for _, name := range []string{"maker-root.pem", "owner-root.pem"} {
-		if files[name], err = os.ReadFile(filepath.Join(l.Dir(), "device", name)); err != nil {
+	firmware, err := sign.Lab(l.Dir())
+	if err != nil {
+		return nil, err
+	}
+	device := filepath.Join(l.Dir(), "device")
+	for name, path := range map[string]string{
+		"maker-root.pem": filepath.Join(device, "maker-root.pem"), "owner-root.pem": filepath.Join(device, "owner-root.pem"),
+		"anchors.pem": firmware.Anchors, "signing-cas.pem": firmware.SigningCAs, "crls.pem": firmware.CRLs,
+	} {
+		if files[name], err = os.ReadFile(path); err != nil {
 			return nil, err
 		}
 	}

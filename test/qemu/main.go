@@ -72,7 +72,7 @@ func buildImage(ctx context.Context) (*image.Image, error) {
 		return nil, err
 	}
 	start := time.Now()
-	img, err := build(ctx, filepath.Join(top, "out", "image"), "1.0.0")
+	img, err := build(ctx, filepath.Join(top, "out", "image"), "1.0.0+sv1")
 	if err != nil {
 		return nil, err
 	}

@@ -1,5 +1,3 @@
-//go:build soak
-
 package main
 
 import (
@@ -53,6 +51,7 @@ const powerCuts = 12
 // not lose power. Disks that lose what they were not told to flush are the business of
 // TestEveryWriteOfAFirstBoot.
 func TestPowerCuts(t *testing.T) {
+	t.Parallel()
 	random, cuts := seeded(t), fromEnvironment("CUTS", powerCuts)
 	w := newWatchedWorld(t, nil)
 	states, done := map[lifecycle.State]int{}, 0

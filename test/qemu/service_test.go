@@ -14,6 +14,7 @@ import (
 // TestInService: a device that is in service loses its agent, its servers and the room
 // on its disk, one after the other, and comes back each time, as the same one.
 func TestInService(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d := powerOn(t, machine.Config{Files: w.birth("device-1")})
 	d.ready()

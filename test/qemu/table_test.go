@@ -1,5 +1,3 @@
-//go:build soak
-
 package main
 
 import (
@@ -74,6 +72,7 @@ func readTable(d *writelog.Disk, sector int64) ([]byte, error) {
 
 // TestTable: partition reads what sfdisk wrote, in front or at the end.
 func TestTable(t *testing.T) {
+	t.Parallel()
 	o := newOffline(t)
 	for name, wanted := range map[string]bool{"root-a": true, "data": false} {
 		for _, front := range []bool{true, false} {

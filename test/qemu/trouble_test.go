@@ -14,6 +14,7 @@ import (
 // all the same, with keys; when the cable is plugged in while no server is there, it goes
 // on trying; when the servers are up, the device enrols and speaks.
 func TestNoNetwork(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	d := powerOn(t, machine.Config{
 		Files: w.birth("device-1"), Unplug: true, Clock: time.Date(1970, 1, 1, 0, 0, 10, 0, time.UTC),
@@ -47,6 +48,7 @@ func TestNoNetwork(t *testing.T) {
 
 // TestAnotherTPM: a disk that was put into another device is of no use there.
 func TestAnotherTPM(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	files := w.birth("device-1")
 	first := powerOn(t, machine.Config{Files: files})

@@ -1,5 +1,3 @@
-//go:build soak
-
 package main
 
 import (
@@ -37,6 +35,7 @@ const faultsTold = 10 // then it is clear enough
 // has said is in there, whole. The same holds for a disk that loses any part of what it
 // was not told to flush.
 func TestEveryWriteOfAFirstBoot(t *testing.T) {
+	t.Parallel()
 	random := seeded(t)
 	l := recordLife(t)
 	start := time.Now()

@@ -125,7 +125,7 @@ func plant(t *testing.T, test bool) map[string]node {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	if err := makeTree(t.Context(), dir, debianOf(t, test), kernel, Options{Version: "1.0.0", Epoch: 1_700_000_000, Test: test}); err != nil {
+	if err := makeTree(t.Context(), dir, debianOf(t, test), kernel, Options{Version: "1.0.0+sv1", Epoch: 1_700_000_000, Test: test}); err != nil {
 		t.Fatal(err)
 	}
 	return nodes(t, dir)
@@ -232,7 +232,8 @@ func TestTheDeviceUnderTestIsTheProduct(t *testing.T) {
 		switch {
 		case ok && p == n, overlay[path]:
 		case strings.HasPrefix(path, "usr/lib/modules"):
-		case slices.Contains([]string{"etc/birthmark", "etc/birthmark/conf.d", "etc/birthmark/conf.d/50-lab.toml"}, path):
+		case slices.Contains([]string{"etc/birthmark", "etc/birthmark/conf.d", "etc/birthmark/firmware"}, path):
+		case labFiles[strings.TrimPrefix(path, "etc/birthmark/")] != "":
 		case !ok && (paths[path] || linked(path, n)):
 		case !ok && overlay[strings.TrimPrefix(n.link, "/")]: // enabled
 		case strings.HasPrefix(path, "etc/alternatives/"), path == "etc/ld.so.cache":

@@ -16,7 +16,7 @@ func TestTwoBuildsAreTheSame(t *testing.T) {
 		if err := os.Symlink(keys, dir+"/keys"); err != nil {
 			t.Fatal(err)
 		}
-		img, err := Build(t.Context(), Options{Dir: dir, Version: "1.0.0", Epoch: 1_700_000_000, Test: true})
+		img, err := Build(t.Context(), Options{Dir: dir, Version: "1.0.0+sv1", Epoch: 1_700_000_000, Test: true})
 		if err != nil {
 			t.Fatal(err)
 		}

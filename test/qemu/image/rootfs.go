@@ -19,6 +19,7 @@ var productPackages = []string{
 	"polkitd",    // lets the agent restart the device, and nobody else
 	"e2fsprogs",  // makes and checks the data partition
 	"util-linux", // mount
+	"dosfstools", // checks the EFI system partition: renames on FAT are not atomic
 }
 
 // testPackages are on a device under test only: other people's programs that use

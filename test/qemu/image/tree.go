@@ -55,6 +55,15 @@ var masked = []string{
 	"dev-hugepages.mount", "dev-mqueue.mount",
 }
 
+// labFiles are what a device under test gets from its lab: the links to it in
+// /etc/birthmark, and the files, which are there from the start or not at all.
+var labFiles = map[string]string{
+	"conf.d/50-lab.toml":       "birthmark.toml",
+	"firmware/anchors.pem":     "anchors.pem",
+	"firmware/signing-cas.pem": "signing-cas.pem",
+	"firmware/crls.pem":        "crls.pem",
+}
+
 // A tree is the root file system while it is made, in a folder.
 type tree struct {
 	dir   string
@@ -84,8 +93,10 @@ func makeTree(ctx context.Context, dir, rootfs, kernel string, o Options) error 
 			return err
 		}
 		load = append(modules[:len(modules):len(modules)], testModules...)
-		if err := t.link("etc/birthmark/conf.d/50-lab.toml", "/run/lab/birthmark.toml"); err != nil {
-			return err
+		for name, file := range labFiles {
+			if err := t.link("etc/birthmark/"+name, "/run/lab/"+file); err != nil {
+				return err
+			}
 		}
 	}
 	for _, systemctl := range [][]string{

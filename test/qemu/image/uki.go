@@ -30,8 +30,9 @@ const commandLine = "console=ttyS0 quiet init=/sbin/init panic=1 systemd.show_st
 
 // osRelease is by which the boot loader sorts releases, and what a device says it is.
 func osRelease(version string) string {
+	plain, _, _ := strings.Cut(version, "+") // VERSION_ID takes no sign
 	return fmt.Sprintf("ID=birthmark\nID_LIKE=debian\nNAME=\"Birthmark virtual device\"\nPRETTY_NAME=\"Birthmark virtual device %s\"\n"+
-		"IMAGE_ID=birthmark\nIMAGE_VERSION=%s\nVERSION_ID=%s\n", version, version, version)
+		"IMAGE_ID=birthmark\nIMAGE_VERSION=%s\nVERSION_ID=%s\n", version, version, plain)
 }
 
 // uki is a unified kernel image (the UAPI group's specification), not signed yet.
