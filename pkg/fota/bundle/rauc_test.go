@@ -73,6 +73,7 @@ func raucInfo(t *testing.T, pki *bt.PKI, b []byte) (i info) {
 	}
 	cmd := exec.Command("rauc", "--conf=system.conf", "info", "--output-format=json", "b.raucb")
 	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8") // or it writes "?" for what is not ASCII
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
