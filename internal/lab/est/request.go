@@ -23,7 +23,10 @@ func readRequest(w http.ResponseWriter, r *http.Request) (*x509.CertificateReque
 		return nil, refusal(http.StatusUnsupportedMediaType, "the body is of type %q, want application/pkcs10", r.Header.Get("Content-Type"))
 	}
 	tooLarge := refusal(http.StatusRequestEntityTooLarge, "the request has more than %d bytes", bodyLimit)
-	if r.ContentLength > bodyLimit {
+	// Who asks first (RFC 9110, 10.1.1) hears no before it sends. Of the others as much is
+	// read as there may be: they are not listening yet, and a connection that is closed
+	// on what they send would take the answer away from them.
+	if r.ContentLength > bodyLimit && r.Header.Get("Expect") != "" {
 		return nil, tooLarge
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, bodyLimit))
