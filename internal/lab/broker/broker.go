@@ -56,6 +56,7 @@ import (
 	"time"
 
 	mqtt "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
 )
 
 // Limits, of this broker and, where it has them, of mosquitto.
@@ -116,6 +117,13 @@ func Start(o Options) (*Broker, error) {
 		ClientAuth:     tls.RequireAndVerifyClientCert,
 		ClientCAs:      o.Roots,
 	}}
+	l.goodbye = func() {
+		for _, c := range server.Clients.GetAll() {
+			if c.Net.Conn != nil && !c.Closed() {
+				_ = server.DisconnectClient(c, packets.ErrServerShuttingDown) // it may be gone
+			}
+		}
+	}
 	err = errors.Join(
 		server.AddHook(&hook{onPublish: o.OnPublish, journal: &journal{w: o.Journal, log: o.Log}}, nil),
 		server.AddListener(l),

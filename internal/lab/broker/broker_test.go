@@ -3,6 +3,7 @@ package broker
 import (
 	"crypto/tls"
 	"encoding/json"
+	"fmt"
 	"net"
 	"slices"
 	"strings"
@@ -183,6 +184,43 @@ func TestClose(t *testing.T) {
 		t.Errorf("cannot start on the same address again: %v", err)
 	} else {
 		again.Close()
+	}
+}
+
+// TestCloseWhileClientsLeave ends, whoever leaves at that moment.
+func TestCloseWhileClientsLeave(t *testing.T) {
+	p := newPKI(t)
+	var cert [12]tls.Certificate
+	for i := range cert {
+		cert[i] = p.issue(fmt.Sprint("d", i))
+	}
+	for range 20 {
+		started, err := Start(Options{Address: "127.0.0.1:0", Certificate: p.server, Roots: p.pool})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &target{addr: started.Addr().String(), pki: p}
+		var clients []*client
+		for i := range cert {
+			clients = append(clients, mustDial(t, b, hello{cert: cert[i], id: fmt.Sprint("d", i)}))
+		}
+		closed := make(chan error, 1)
+		var leave sync.WaitGroup
+		for i, c := range clients {
+			leave.Go(func() { c.conn.Close() })
+			if i == len(clients)/2 {
+				go func() { closed <- started.Close() }()
+			}
+		}
+		leave.Wait()
+		select {
+		case err := <-closed:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(patience):
+			t.Fatalf("not closed after %v", patience)
+		}
 	}
 }
 

@@ -24,6 +24,10 @@ type listener struct {
 	net.Listener
 	config *tls.Config
 	log    *slog.Logger
+	// goodbye disconnects all clients. It stands in for what mochi-mqtt hands to Close,
+	// which in 2.7.9 waits for ever if a client leaves at that moment: GetByListener takes
+	// a lock for reading twice.
+	goodbye func()
 
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
@@ -107,7 +111,7 @@ func (l *listener) remove(conn net.Conn) {
 
 // Close ends all connections, those that mochi-mqtt knows with a DISCONNECT. A
 // client that does not read it is not waited for.
-func (l *listener) Close(disconnect listeners.CloseFn) {
+func (l *listener) Close(listeners.CloseFn) {
 	l.cancel()
 	// The address is free again, whatever it says.
 	_ = l.Listener.Close()
@@ -118,7 +122,7 @@ func (l *listener) Close(disconnect listeners.CloseFn) {
 	for conn := range conns {
 		_ = conn.SetDeadline(time.Now().Add(goodbyeLimit))
 	}
-	disconnect(l.ID())
+	l.goodbye()
 	for conn := range conns {
 		conn.Close()
 	}
