@@ -42,7 +42,7 @@ var graph = map[string][]string{
 	"pkg/fota":                 {},
 	"pkg/fota/bundle":          {"pkg/cms", "pkg/fota", "pkg/fota/bundle/squashfs"},
 	"pkg/fota/bundle/squashfs": {"github.com/klauspost/compress", "github.com/ulikunitz/xz"},
-	"pkg/fota/sdboot":          {"pkg/cms", "pkg/fota", "pkg/fota/sdboot/pe"},
+	"pkg/fota/sdboot":          {"pkg/cms", "pkg/fota", "pkg/fota/sdboot/pe", "golang.org/x/sys"},
 	"pkg/fota/sdboot/pe":       {},
 	"pkg/fota/source":          {},
 	"pkg/rot":                  {},

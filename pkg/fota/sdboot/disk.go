@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // A disk is all that this package does to change what lies on the EFI system partition.
@@ -93,9 +94,8 @@ type onlyReader struct{ io.Reader }
 
 // dropCache lets what is read from f, all of it synced, come from the medium.
 func dropCache(f *os.File) error {
-	const dontNeed = 4 // POSIX_FADV_DONTNEED
-	if _, _, errno := syscall.Syscall6(syscall.SYS_FADVISE64, f.Fd(), 0, 0, dontNeed, 0, 0); errno != 0 {
-		return &os.PathError{Op: "fadvise", Path: f.Name(), Err: errno}
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return &os.PathError{Op: "fadvise", Path: f.Name(), Err: err}
 	}
 	return nil
 }

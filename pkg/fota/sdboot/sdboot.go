@@ -259,5 +259,5 @@ func freeBytes(folder string) (int64, error) {
 	if err := syscall.Statfs(folder, &s); err != nil {
 		return 0, &fs.PathError{Op: "statfs", Path: folder, Err: err}
 	}
-	return int64(s.Bavail) * s.Bsize, nil
+	return int64(s.Bavail) * int64(s.Bsize), nil
 }

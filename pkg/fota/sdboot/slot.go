@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -248,18 +250,16 @@ func (s *Slot) readBack(ctx context.Context, size int64) (sum [sha256.Size]byte,
 
 // setDirect lets reads and writes pass the page cache, or not any more.
 func (s *Slot) setDirect(on bool) error {
-	flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, s.f.Fd(), syscall.F_GETFL, 0)
-	if errno != 0 {
-		return errno
+	flags, err := unix.FcntlInt(s.f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return err
 	}
-	flags &^= syscall.O_DIRECT
+	flags &^= unix.O_DIRECT
 	if on {
-		flags |= syscall.O_DIRECT
+		flags |= unix.O_DIRECT
 	}
-	if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, s.f.Fd(), syscall.F_SETFL, flags); errno != 0 {
-		return errno
-	}
-	return nil
+	_, err = unix.FcntlInt(s.f.Fd(), unix.F_SETFL, flags)
+	return err
 }
 
 // aligned is memory that O_DIRECT can read to.

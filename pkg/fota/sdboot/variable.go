@@ -10,10 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"unicode/utf16"
 	"unicode/utf8"
-	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // A variable of UEFI is a name, and whose it is.
@@ -150,13 +150,7 @@ func (v variables) remove(x variable) error {
 	return nil
 }
 
-// ioctls of linux/fs.h and the flag of chattr(1)'s i; the numbers are those of 64-bit
-// systems.
-const (
-	getFlags  = 0x80086601 // FS_IOC_GETFLAGS
-	setFlags  = 0x40086602 // FS_IOC_SETFLAGS
-	immutable = 0x10       // FS_IMMUTABLE_FL
-)
+const immutable = 0x10 // FS_IMMUTABLE_FL of linux/fs.h, chattr(1)'s i
 
 // makeMutable clears the flag with which efivarfs protects variables from `rm -r`.
 func makeMutable(path string) error {
@@ -165,22 +159,20 @@ func makeMutable(path string) error {
 		return err
 	}
 	defer f.Close()
-	var flags int32
-	ioctl := func(request uintptr) error {
-		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(&flags))); errno != 0 {
-			return &fs.PathError{Op: "ioctl", Path: path, Err: errno}
-		}
+	fail := func(err error) error { return &fs.PathError{Op: "ioctl", Path: path, Err: err} }
+	flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	switch {
+	case errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EOPNOTSUPP):
+		return nil // a file system without flags
+	case err != nil:
+		return fail(err)
+	case flags&immutable == 0:
 		return nil
 	}
-	err = ioctl(getFlags)
-	if errors.Is(err, syscall.ENOTTY) || errors.Is(err, syscall.EOPNOTSUPP) {
-		return nil // a file system without flags
+	if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags&^immutable); err != nil {
+		return fail(err)
 	}
-	if err != nil || flags&immutable == 0 {
-		return err
-	}
-	flags &^= immutable
-	return ioctl(setFlags)
+	return nil
 }
 
 // secureBoot reports whether the firmware asks for signatures (UEFI 2.10, 3.3). Firmware

@@ -6,9 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-	"syscall"
 	"testing"
-	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestVariablesAreReadStrictly(t *testing.T) {
@@ -133,17 +133,17 @@ func immutableFile(t *testing.T, path string) (restore func()) {
 			return
 		}
 		defer f.Close()
-		var flags int32
-		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), getFlags, uintptr(unsafe.Pointer(&flags))); errno != 0 {
-			t.Logf("the file system has no flags: %v", errno)
+		flags, err := unix.IoctlGetInt(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+		if err != nil {
+			t.Logf("the file system has no flags: %v", err)
 			return
 		}
 		flags &^= immutable
 		if on {
 			flags |= immutable
 		}
-		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), setFlags, uintptr(unsafe.Pointer(&flags))); errno != 0 {
-			t.Logf("the file cannot be protected: %v", errno)
+		if err := unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, flags); err != nil {
+			t.Logf("the file cannot be protected: %v", err)
 		}
 	}
 	flag(true)
