@@ -3,7 +3,7 @@ package broker
 import (
 	"crypto/tls"
 	"encoding/json"
-	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -187,40 +187,22 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestCloseWhileClientsLeave ends, whoever leaves at that moment.
-func TestCloseWhileClientsLeave(t *testing.T) {
-	p := newPKI(t)
-	var cert [12]tls.Certificate
-	for i := range cert {
-		cert[i] = p.issue(fmt.Sprint("d", i))
+// TestCloseGoesItsOwnWay: mochi-mqtt's, in 2.7.9, waits for ever when a client leaves at
+// that moment.
+func TestCloseGoesItsOwnWay(t *testing.T) {
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
 	}
-	for range 20 {
-		started, err := Start(Options{Address: "127.0.0.1:0", Certificate: p.server, Roots: p.pool})
-		if err != nil {
-			t.Fatal(err)
-		}
-		b := &target{addr: started.Addr().String(), pki: p}
-		var clients []*client
-		for i := range cert {
-			clients = append(clients, mustDial(t, b, hello{cert: cert[i], id: fmt.Sprint("d", i)}))
-		}
-		closed := make(chan error, 1)
-		var leave sync.WaitGroup
-		for i, c := range clients {
-			leave.Go(func() { c.conn.Close() })
-			if i == len(clients)/2 {
-				go func() { closed <- started.Close() }()
-			}
-		}
-		leave.Wait()
-		select {
-		case err := <-closed:
-			if err != nil {
-				t.Error(err)
-			}
-		case <-time.After(patience):
-			t.Fatalf("not closed after %v", patience)
-		}
+	disconnected := false
+	l := &listener{Listener: tcp, log: slog.New(slog.DiscardHandler), goodbye: func() { disconnected = true }}
+	if err := l.Init(nil); err != nil {
+		t.Fatal(err)
+	}
+	go l.Serve(nil)
+	l.Close(func(string) { t.Error("clients are disconnected in mochi-mqtt's way") })
+	if !disconnected {
+		t.Error("clients are not disconnected")
 	}
 }
 
