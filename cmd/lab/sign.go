@@ -149,13 +149,13 @@ func parseImages(args []string, uki string) (images []sign.Image, err error) {
 		switch {
 		case !ok || slot == "" || path == "":
 			return nil, usageError(fmt.Sprintf("--image %q: want SLOT=FILE", arg))
-		case slot == sign.UKISlot:
+		case slot == fota.UKISlot:
 			return nil, usageError("an image for the slot uki is named with --uki FILE")
 		}
 		images = append(images, sign.Image{Slot: slot, Path: path})
 	}
 	if uki != "" {
-		images = append(images, sign.Image{Slot: sign.UKISlot, Path: uki})
+		images = append(images, sign.Image{Slot: fota.UKISlot, Path: uki})
 	}
 	return images, nil
 }

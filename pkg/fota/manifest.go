@@ -37,6 +37,12 @@ type Verity struct {
 	Size int64 // bytes of the tree, a multiple of 4096
 }
 
+// The classes of slots of a device that starts unified kernel images.
+const (
+	RootSlot = "rootfs" // a root file system and its hash tree, for one of two partitions
+	UKISlot  = "uki"    // what starts it (UKI), for the EFI system partition
+)
+
 // An Image is a file in the payload and the kind of slot that it is made for.
 type Image struct {
 	Slot   string // "rootfs", "appfs": a class, of which a device has two or more

@@ -84,7 +84,7 @@ func (w *world) ship(next *image.Image, key image.Key) string {
 		w.Fatal(err)
 	}
 	release := sign.Release{Compatible: "birthmark", Version: v, Compression: sign.Gzip, Time: time.Now(),
-		Images: []sign.Image{{Slot: "rootfs", Path: next.Root}, {Slot: sign.UKISlot, Path: starts}}}
+		Images: []sign.Image{{Slot: fota.RootSlot, Path: next.Root}, {Slot: fota.UKISlot, Path: starts}}}
 	if _, err := sign.Firmware(w.Context(), release, by, out, func(string) {}); err != nil {
 		w.Fatal(err)
 	}

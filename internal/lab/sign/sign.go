@@ -9,7 +9,7 @@
 // A release is images, each for a class of slots ([fota.Image]): "rootfs" and whatever
 // else the device has two of. What starts it, a unified kernel image (UKI), travels in
 // the same bundle, under the same signature, as the image for the class "uki"
-// ([UKISlot]). It is not written to a partition as it is: a device puts it on its EFI
+// ([fota.UKISlot]). It is not written to a partition as it is: a device puts it on its EFI
 // system partition, under a name that is the device's business, for the boot loader
 // counts tries in it.
 //
@@ -70,9 +70,6 @@ import (
 	"birthmark/pkg/fota/bundle"
 	"birthmark/pkg/store"
 )
-
-// UKISlot is the class of slots that a UKI is the image for.
-const UKISlot = "uki"
 
 // A Release is what a maker ships.
 type Release struct {

@@ -29,7 +29,7 @@ type UKIRecord struct {
 // uki reads the UKI among the images in the folder dir; nil if there is none.
 func (r Release) uki(dir string) (*UKIRecord, error) {
 	for _, i := range r.Images {
-		if i.Slot == UKISlot {
+		if i.Slot == fota.UKISlot {
 			record, err := readUKI(filepath.Join(dir, filepath.Base(i.Path)), r.Version)
 			if err != nil {
 				return nil, fmt.Errorf("a device cannot start from UKI %s: %w", i.Path, err)

@@ -64,7 +64,7 @@ func signUKI(t *testing.T, path string) string {
 func TestUKIInARelease(t *testing.T) {
 	by, r := mustLab(t, t.TempDir()), release(t)
 	path := signUKI(t, makeUKI(t, osRelease, commandLine))
-	r.Images = append(r.Images, Image{UKISlot, path})
+	r.Images = append(r.Images, Image{fota.UKISlot, path})
 	out := filepath.Join(t.TempDir(), "a.raucb")
 	record, err := Firmware(t.Context(), r, by, out, quiet)
 	if err != nil {
@@ -123,7 +123,7 @@ func TestUKIIsRefused(t *testing.T) {
 // TestABadUKIStopsARelease: before the work, and not as a mistake of the command line.
 func TestABadUKIStopsARelease(t *testing.T) {
 	by, r := mustLab(t, t.TempDir()), release(t)
-	r.Images = append(r.Images, Image{UKISlot, makeUKI(t, osRelease, commandLine)})
+	r.Images = append(r.Images, Image{fota.UKISlot, makeUKI(t, osRelease, commandLine)})
 	standIn(t, "touch packed; exit 1")
 	t.Chdir(t.TempDir())
 	_, err := Firmware(t.Context(), r, by, "a.raucb", quiet)

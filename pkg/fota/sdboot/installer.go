@@ -13,12 +13,6 @@ import (
 	"birthmark/pkg/fota/sdboot/pe"
 )
 
-// The classes of slots that a device has here. A release has an image for each.
-const (
-	RootSlot = "rootfs" // a root file system and its hash tree, for root-a or root-b
-	UKISlot  = "uki"    // what starts it, for the EFI system partition
-)
-
 // An Installer is the [fota.Installer] of a device with systemd-boot: a [Loader] and two
 // slots. What the device is, and which release runs, it takes from os-release(5):
 // IMAGE_ID, which is also what the names of entries begin with, and IMAGE_VERSION.
@@ -55,12 +49,12 @@ func (i Installer) Status(context.Context) (fota.Status, error) {
 	if got := found.Running.Version; got != st.Running.String() {
 		st.Notes = append(st.Notes, fmt.Sprintf("the boot loader started %s, and os-release says %v", got, st.Running))
 	}
-	st.Slots = map[string]int64{UKISlot: pe.SizeLimit}
+	st.Slots = map[string]int64{fota.UKISlot: pe.SizeLimit}
 	switch slot, err := Inactive(i.Root); {
 	case err != nil:
 		st.Notes = append(st.Notes, err.Error())
 	default:
-		st.Slots[RootSlot] = slot.Size
+		st.Slots[fota.RootSlot] = slot.Size
 		if err := slot.Close(); err != nil {
 			return st, err
 		}
@@ -165,10 +159,10 @@ func images(m *fota.Manifest) (root, uki fota.Image, err error) {
 	for _, image := range m.Images {
 		found[image.Slot] = append(found[image.Slot], image)
 	}
-	if len(m.Images) != 2 || len(found[RootSlot]) != 1 || len(found[UKISlot]) != 1 {
-		return root, uki, fota.Refuse(fota.StageSlot, "images", "it has %d images, want one for %s and one for %s", len(m.Images), RootSlot, UKISlot)
+	if len(m.Images) != 2 || len(found[fota.RootSlot]) != 1 || len(found[fota.UKISlot]) != 1 {
+		return root, uki, fota.Refuse(fota.StageSlot, "images", "it has %d images, want one for %s and one for %s", len(m.Images), fota.RootSlot, fota.UKISlot)
 	}
-	return found[RootSlot][0], found[UKISlot][0], nil
+	return found[fota.RootSlot][0], found[fota.UKISlot][0], nil
 }
 
 // A reading is an image on its way out of a bundle.

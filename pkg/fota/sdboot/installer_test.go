@@ -51,8 +51,8 @@ func ship(t *testing.T, version string, root, starts byte) shipment {
 	uki := petest.Program(petest.Section{Name: ".linux", Text: "kernel"},
 		petest.Section{Name: ".osrel", Text: "IMAGE_VERSION=" + version + "\n"},
 		petest.Section{Name: ".cmdline", Text: "init=/sbin/init " + commandLine(starts, 10)})
-	s := shipment{Manifest: &fota.Manifest{Compatible: "birthmark", Version: v, Format: fota.FormatVerity}, contents: map[string][]byte{RootSlot: append(make([]byte, 10*blockSize), treeTop(root)...), UKISlot: uki}}
-	for _, class := range []string{RootSlot, UKISlot} {
+	s := shipment{Manifest: &fota.Manifest{Compatible: "birthmark", Version: v, Format: fota.FormatVerity}, contents: map[string][]byte{fota.RootSlot: append(make([]byte, 10*blockSize), treeTop(root)...), fota.UKISlot: uki}}
+	for _, class := range []string{fota.RootSlot, fota.UKISlot} {
 		b := s.contents[class]
 		s.Images = append(s.Images, fota.Image{Slot: class, File: class + ".img", Size: int64(len(b)), SHA256: sha256.Sum256(b)})
 	}
@@ -94,7 +94,7 @@ func (d device) status(i Installer) fota.Status {
 func TestInstaller(t *testing.T) {
 	d, i := newInstaller(t)
 	st := d.status(i)
-	if st.Compatible != "birthmark" || st.Running.String() != "1.0.0+sv1" || st.Floor != 1 || !st.Trial || st.Other.Mark != "" || st.Slots[RootSlot] == 0 {
+	if st.Compatible != "birthmark" || st.Running.String() != "1.0.0+sv1" || st.Floor != 1 || !st.Trial || st.Other.Mark != "" || st.Slots[fota.RootSlot] == 0 {
 		t.Errorf("out of the factory the status is %+v", st)
 	}
 	d.must(i.Bless(t.Context()))
@@ -110,7 +110,7 @@ func TestInstaller(t *testing.T) {
 			t.Fatalf("installed, and the other release is %+v", o)
 		}
 	}
-	if b, err := os.ReadFile(d.path("dev/disk/by-partlabel/root-b")); err != nil || !bytes.HasPrefix(b, next.contents[RootSlot]) {
+	if b, err := os.ReadFile(d.path("dev/disk/by-partlabel/root-b")); err != nil || !bytes.HasPrefix(b, next.contents[fota.RootSlot]) {
 		t.Errorf("root-b does not hold what was installed (%v)", err)
 	}
 	if b, err := os.ReadFile(d.path("dev/disk/by-partlabel/root-a")); err != nil || !bytes.Equal(b[10*blockSize:11*blockSize], treeTop(1)) {
@@ -165,12 +165,12 @@ func TestInstallerLeavesNothingHalf(t *testing.T) {
 		stage, code string
 	}{
 		"a program, but no UKI": {func(s *shipment) {
-			s.contents[UKISlot] = petest.Program(petest.Section{Name: ".text", Text: "shell"})
+			s.contents[fota.UKISlot] = petest.Program(petest.Section{Name: ".text", Text: "shell"})
 			s.resize()
 		}, "boot", "uki"},
 		"the bundle changes":               {func(s *shipment) { s.fails = broken }, "", ""},
 		"other bytes than the manifest's":  {func(s *shipment) { s.Images[0].SHA256[0]++ }, "", ""},
-		"fewer bytes":                      {func(s *shipment) { s.contents[RootSlot] = s.contents[RootSlot][:100] }, "", ""},
+		"fewer bytes":                      {func(s *shipment) { s.contents[fota.RootSlot] = s.contents[fota.RootSlot][:100] }, "", ""},
 		"no UKI":                           {func(s *shipment) { s.Images = s.Images[:1] }, "slot", "images"},
 		"two root file systems":            {func(s *shipment) { s.Images = append(s.Images, s.Images[0]) }, "slot", "images"},
 		"a class that nobody knows":        {func(s *shipment) { s.Images[1].Slot = "appfs" }, "slot", "images"},
