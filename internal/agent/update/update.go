@@ -78,7 +78,7 @@ type Outcome string
 
 const (
 	Installed  Outcome = "installed"   // it runs, and was blessed
-	Failed     Outcome = "failed"      // it was never started
+	Failed     Outcome = "failed"      // it was never started, or runs for want of a way back and was never found healthy
 	RolledBack Outcome = "rolled-back" // it was started, and the release before it runs again
 	Canceled   Outcome = "canceled"
 )
