@@ -356,7 +356,7 @@ func TestConnectionsThatLeadNowhere(t *testing.T) {
 		{"it is taken, and nothing is said", each(func(c net.Conn) { io.Copy(io.Discard, c) }), "tried 8 times"},
 		{"it ends at once", each(func(c net.Conn) {}), "tried 8 times"},
 		{"it speaks plain HTTP", each(func(c net.Conn) {
-			go io.Copy(io.Discard, c)
+			c.Read(make([]byte, 1))
 			io.WriteString(c, "HTTP/1.1 400 Bad Request\r\n\r\n\x1b[2J")
 		}), "does not look like a TLS handshake"},
 		{"its name is another one", each(func(c net.Conn) {

@@ -37,12 +37,15 @@ func (r *Remote) ask(first, last int64) (*body, error) {
 	b.ctx, b.cancel = context.WithCancelCause(r.ctx)
 	b.stall = time.AfterFunc(stallTime, func() { b.cancel(errStalled) })
 	var err error
-	if b.resp, err = r.follow(b.ctx, first, last); err == nil {
+	b.resp, err = r.follow(b.ctx, first, last)
+	if cause := context.Cause(b.ctx); cause != nil {
+		// Giving up can bring an answer: a server that sees it may send one, and net/http
+		// hands it over if it is quick.
+		err = &UnavailableError{Err: cause}
+	} else if err == nil {
 		if b.left, err = r.check(b.resp, first, last); b.resp.StatusCode >= 300 {
 			discard(b.resp)
 		}
-	} else if context.Cause(b.ctx) != nil {
-		err = &UnavailableError{Err: context.Cause(b.ctx)}
 	}
 	b.stall.Stop()
 	if err != nil {

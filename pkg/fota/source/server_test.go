@@ -42,7 +42,7 @@ func random(n int) []byte {
 	return b
 }
 
-// A memory is a network of one server: connections are pipes, so a synctest bubble knows
+// A memory is a network of one server: connections are wires, so a synctest bubble knows
 // when all wait.
 type memory struct {
 	conns chan net.Conn
@@ -69,7 +69,7 @@ func (m *memory) Addr() net.Addr { return &net.TCPAddr{} }
 
 func (m *memory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	m.dials.Add(1)
-	ours, theirs := net.Pipe()
+	ours, theirs := wire()
 	select {
 	case m.conns <- theirs:
 		return ours, nil
