@@ -143,7 +143,7 @@ lint:
 	@go tool staticcheck ./...
 	@go tool staticcheck -tags pages ./cmd/agent
 race:
-	@go test -race -timeout 20m $(LIBRARY)
+	@go test -race -timeout 10m $(LIBRARY)
 tpm: # what takes too long with the race detector; and another TPM, in C, built in half a minute
 	@go test -count=1 -v -run 'TestTenThousandOperations|TestEveryRefusalOfEveryCommand' ./pkg/rot/tpm
 	@go vet -tags simulator ./pkg/rot/tpm
