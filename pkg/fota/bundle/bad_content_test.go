@@ -197,9 +197,22 @@ func (w *workshop) payloads() {
 		b := bt.Parts{Data: c.change(bytes.Clone(goodPlain.Data)), Signature: goodPlain.Signature}.Bytes()
 		p.add(fota.StagePayload, "digest", "plain: "+c.name, b, nil)
 	}
+	// CVE-2020-25860: what was believed is not what is used.
+	noise := bt.Noise(size, "other")
+	at := size / 2 / blockSize * blockSize
+	w.then("payload: another one, once its signature was believed", "tree", good, other)
+	w.then("payload: another block, once its signature was believed", "block", good, bt.Parts{Data: slices.Concat(good.Data[:at], noise[at:])})
+	p.then("plain: another payload, once its signature was believed", "changed", goodPlain, bt.Parts{Data: noise})
+
 	detached := w.bent(func(m *bt.Message) { m.Detached = true })
 	p.add(fota.StagePayload, "digest", "a manifest beside its signature, where plain is allowed", detached, nil)
 	w.made = append(w.made, p.made...)
+}
+
+// then adds a bundle in whose place another one lies once its signature was believed.
+func (w *workshop) then(name, code string, good, other bt.Parts) {
+	w.add(fota.StagePayload, code, name, good.Bytes(), nil)
+	w.made[len(w.made)-1].then = slices.Concat(other.Data, other.Tree)
 }
 
 func (w *workshop) fileSystems() {

@@ -84,6 +84,11 @@ func (w *workshop) containers() {
 	} {
 		w.add(fota.StageContainer, c.code, c.name, c.b, nil)
 	}
+	// CVE-2026-34155: its signature is one over the beginning.
+	p := w.plain()
+	p.add(fota.StageContainer, "plain", "plain: 4 GiB, of which nobody signed the most", p.by(p.pki.Signer), nil)
+	p.made[0].zeros = 1 << 32
+	w.made = append(w.made, p.made...)
 	w.add(fota.StageCMS, "trailing", "a length that is one too short", length(n-1), nil)
 	w.add(fota.StageCMS, "der", "a length that is one too long", length(n+1), nil)
 	w.add(fota.StageCMS, "der", "a length of one", length(1), nil)

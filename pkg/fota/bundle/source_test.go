@@ -13,6 +13,8 @@ type source struct {
 	b      []byte
 	read   int64 // bytes
 	lowest int64 // offset that was read
+	// zeros are so many that stand in b at an offset, and take no memory.
+	zeros, at int64
 	// before, if there is one, is asked before every read, and may change b or fail.
 	before func(off int64, n int) error
 	// after, if there is one, may change what was read.
@@ -27,10 +29,11 @@ func (s *source) ReadAt(p []byte, off int64) (int, error) {
 			return 0, err
 		}
 	}
-	if off >= int64(len(s.b)) {
+	whole := &sparse{head: s.b[:s.at], tail: s.b[s.at:], size: int64(len(s.b)) + s.zeros}
+	if off >= whole.size {
 		return 0, io.EOF
 	}
-	n := copy(p, s.b[off:])
+	n, _ := whole.ReadAt(p, off)
 	s.read += int64(n)
 	s.lowest = min(s.lowest, off)
 	if s.after != nil {
