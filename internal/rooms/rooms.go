@@ -42,8 +42,9 @@ var graph = map[string][]string{
 	"pkg/fota":                 {},
 	"pkg/fota/bundle":          {"pkg/cms", "pkg/fota", "pkg/fota/bundle/squashfs"},
 	"pkg/fota/bundle/squashfs": {"github.com/klauspost/compress", "github.com/ulikunitz/xz"},
-	"pkg/fota/sdboot":          {"pkg/cms", "pkg/fota", "pkg/fota/sdboot/pe", "golang.org/x/sys"},
+	"pkg/fota/sdboot":          {"pkg/cms", "pkg/fota", "pkg/fota/sdboot/pe", "pkg/fota/slot", "golang.org/x/sys"},
 	"pkg/fota/sdboot/pe":       {},
+	"pkg/fota/slot":            {"pkg/fota", "golang.org/x/sys"},
 	"pkg/fota/source":          {},
 	"pkg/rot":                  {},
 	"pkg/rot/rottest":          {"pkg/rot"},
@@ -59,20 +60,21 @@ var graph = map[string][]string{
 	// The device.
 	"internal/config":  {"github.com/BurntSushi/toml"},
 	"internal/metrics": {},
+	"internal/sysroot": {},
 	// The only code that runs as root. It has no network; a test holds that it links none.
-	"internal/installer": {"pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/store", "golang.org/x/sys"},
-	"internal/agent": {"internal/agent/firmware", "internal/agent/update", "internal/config", "internal/metrics", "internal/version",
+	"internal/installer": {"pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/rot", "pkg/store", "golang.org/x/sys"},
+	"internal/agent": {"internal/agent/firmware", "internal/agent/update", "internal/config", "internal/metrics", "internal/sysroot", "internal/version",
 		"pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota", "pkg/fota/bundle", "pkg/fota/source", "pkg/lifecycle", "pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
 	"internal/agent/api":  {"internal/metrics"},
 	"internal/agent/diag": {"internal/config"},
 	"internal/agent/doctor": {"internal/agent", "internal/agent/firmware", "internal/agent/update", "internal/config", "pkg/audit", "pkg/clock", "pkg/enroll", "pkg/fota", "pkg/lifecycle", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
-	"internal/agent/firmware": {"internal/config", "pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/fota/source"},
+	"internal/agent/firmware": {"internal/config", "internal/sysroot", "pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/fota/source"},
 	"internal/agent/once": {"internal/agent", "internal/config", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/rot",
 		"pkg/rot/tpm", "pkg/store"},
 	"internal/agent/update": {"pkg/fota", "pkg/fota/source", "pkg/store"}, // the last in tests only: what is remembered is the agent's
 	"cmd/agent": {"internal/agent", "internal/agent/api", "internal/agent/diag", "internal/agent/doctor", "internal/agent/firmware", "internal/agent/once", "internal/agent/update",
-		"internal/cli", "internal/config", "internal/installer", "internal/version", "pkg/clock", "pkg/enroll", "pkg/fota", "pkg/fota/sdboot", "pkg/rot", "pkg/store",
+		"internal/cli", "internal/config", "internal/installer", "internal/sysroot", "internal/version", "pkg/clock", "pkg/enroll", "pkg/fota", "pkg/fota/sdboot", "pkg/rot", "pkg/rot/tpm", "pkg/store",
 		"github.com/coreos/go-systemd", "github.com/spf13/cobra", "golang.org/x/sys"},
 
 	// The lab: everything that is not on the device.
@@ -83,7 +85,7 @@ var graph = map[string][]string{
 	"internal/lab/ca":          {},
 	"internal/lab/est":         {"internal/lab/ca", "go.mozilla.org/pkcs7"},
 	"internal/lab/demo":        {"internal/lab", "internal/lab/ca", "internal/swtpm", "go.mozilla.org/pkcs7"},
-	"internal/lab/sign":        {"internal/config", "internal/lab/ca", "pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/fota/sdboot/pe", "pkg/store"},
+	"internal/lab/sign":        {"internal/lab/ca", "pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/fota/sdboot/pe", "pkg/store"},
 	"cmd/lab":                  {"internal/cli", "internal/lab", "internal/lab/ca", "internal/lab/demo", "internal/lab/sign", "pkg/fota", "github.com/spf13/cobra"},
 
 	// Tests of the whole, what they share, and the test of the house.
@@ -263,6 +265,7 @@ var networks = []string{"net/http", "net/rpc", "net/smtp", "golang.org/x/net"}
 
 // rooted is every module of other people's that may run as root.
 var rooted = []string{
+	"github.com/google/go-tpm",      // TPM commands: the floor
 	"github.com/klauspost/compress", // gzip and zstd in squashfs
 	"github.com/ulikunitz/xz",       // xz in squashfs
 	"go.mozilla.org/pkcs7",          // a second opinion, in pkg/cms, on signed messages

@@ -1,13 +1,9 @@
 package sdboot
 
 import (
-	"context"
 	"crypto/sha256"
-	"fmt"
 	"io"
 	"os"
-
-	"golang.org/x/sys/unix"
 )
 
 // A disk is all that this package does to change what lies on the EFI system partition.
@@ -51,36 +47,6 @@ func (realDisk) sync(path string) error {
 
 const chunkSize = 1 << 20 // bytes that are copied at once
 
-// copyExactly copies size bytes from r, which has to end there, and returns their sum.
-func copyExactly(ctx context.Context, w io.Writer, r io.Reader, size int64) (sum [sha256.Size]byte, err error) {
-	h := sha256.New()
-	chunk := make([]byte, chunkSize)
-	for left := size; left > 0; {
-		if err := ctx.Err(); err != nil {
-			return sum, context.Cause(ctx)
-		}
-		b := chunk[:min(left, chunkSize)]
-		n, err := io.ReadFull(r, b)
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return sum, fmt.Errorf("it ends after %d bytes, want %d: %w", size-left+int64(n), size, io.ErrUnexpectedEOF)
-		}
-		if err != nil {
-			return sum, err
-		}
-		h.Write(b)
-		if _, err := w.Write(b); err != nil {
-			return sum, err
-		}
-		left -= int64(n)
-	}
-	if n, err := io.ReadFull(r, chunk[:1]); n > 0 {
-		return sum, fmt.Errorf("it has more than %d bytes", size)
-	} else if err != io.EOF {
-		return sum, err
-	}
-	return [sha256.Size]byte(h.Sum(nil)), nil
-}
-
 // hash is the sum of all that r has.
 func hash(r io.Reader) (sum [sha256.Size]byte, err error) {
 	h := sha256.New()
@@ -91,11 +57,3 @@ func hash(r io.Reader) (sum [sha256.Size]byte, err error) {
 }
 
 type onlyReader struct{ io.Reader }
-
-// dropCache lets what is read from f, all of it synced, come from the medium.
-func dropCache(f *os.File) error {
-	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
-		return &os.PathError{Op: "fadvise", Path: f.Name(), Err: err}
-	}
-	return nil
-}

@@ -2,15 +2,14 @@ package sdboot
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
 	"birthmark/pkg/fota"
 	"birthmark/pkg/fota/sdboot/pe"
+	"birthmark/pkg/fota/slot"
 )
 
 // An Installer is the [fota.Installer] of a device with systemd-boot: a [Loader] and two
@@ -50,12 +49,12 @@ func (i Installer) Status(context.Context) (fota.Status, error) {
 		st.Notes = append(st.Notes, fmt.Sprintf("the boot loader started %s, and os-release says %v", got, st.Running))
 	}
 	st.Slots = map[string]int64{fota.UKISlot: pe.SizeLimit}
-	switch slot, err := Inactive(i.Root); {
+	switch to, err := Inactive(i.Root); {
 	case err != nil:
 		st.Notes = append(st.Notes, err.Error())
 	default:
-		st.Slots[fota.RootSlot] = slot.Size
-		if err := slot.Close(); err != nil {
+		st.Slots[fota.RootSlot] = to.Size
+		if err := to.Close(); err != nil {
 			return st, err
 		}
 	}
@@ -111,13 +110,13 @@ func (i Installer) Install(ctx context.Context, m *fota.Manifest, copyImage fota
 	if err != nil {
 		return err
 	}
-	slot, err := Inactive(i.Root)
+	to, err := Inactive(i.Root)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, slot.Close()) }()
-	if root.Size > slot.Size {
-		return fota.Refuse(fota.StageSlot, "size", "the root file system has %d bytes, the slot %s %d", root.Size, slot.Name, slot.Size)
+	defer func() { err = errors.Join(err, to.Close()) }()
+	if root.Size > to.Size {
+		return fota.Refuse(fota.StageSlot, "size", "the root file system has %d bytes, the slot %s %d", root.Size, to.Name, to.Size)
 	}
 	if err := l.Disarm(); err != nil {
 		return err
@@ -127,30 +126,28 @@ func (i Installer) Install(ctx context.Context, m *fota.Manifest, copyImage fota
 	}
 	// A draft starts nothing, and what the firmware would not start is to be refused
 	// before the slot is written.
-	if err := write(ctx, m, l, slot, copyImage, progress); err != nil {
+	if err := write(ctx, m, l, to, copyImage, progress); err != nil {
 		return errors.Join(err, l.Cleanup())
 	}
 	return nil
 }
 
 // write stages the UKI, writes the root file system, and holds one against the other.
-func write(ctx context.Context, m *fota.Manifest, l *Loader, slot *Slot, copyImage fota.CopyImage, progress func(done, total int64)) error {
+func write(ctx context.Context, m *fota.Manifest, l *Loader, to *slot.Slot, copyImage fota.CopyImage, progress func(done, total int64)) error {
 	root, uki, err := images(m)
 	if err != nil {
 		return err
 	}
 	total := root.Size + uki.Size
-	r := begin(ctx, uki, copyImage, func(done, _ int64) { progress(done, total) })
+	r := slot.NewReader(ctx, uki, copyImage, func(done, _ int64) { progress(done, total) })
 	sum, err := l.Stage(ctx, r, uki.Size, m.Version.String())
-	if err := r.end(err, sum); err != nil {
+	if err := r.End(err, sum); err != nil {
 		return err
 	}
-	r = begin(ctx, root, copyImage, func(done, _ int64) { progress(uki.Size+done, total) })
-	sum, err = slot.Write(ctx, r, root.Size)
-	if err := r.end(err, sum); err != nil {
+	if err := to.Install(ctx, root, copyImage, func(done, _ int64) { progress(uki.Size+done, total) }); err != nil {
 		return err
 	}
-	return l.starts(m.Version.String(), slot)
+	return l.starts(m.Version.String(), to.Path())
 }
 
 // images finds the image for each class.
@@ -165,44 +162,8 @@ func images(m *fota.Manifest) (root, uki fota.Image, err error) {
 	return found[fota.RootSlot][0], found[fota.UKISlot][0], nil
 }
 
-// A reading is an image on its way out of a bundle.
-type reading struct {
-	*io.PipeReader
-	image fota.Image
-	done  chan error
-}
-
-func begin(ctx context.Context, image fota.Image, copyImage fota.CopyImage, progress func(done, total int64)) *reading {
-	r, w := io.Pipe()
-	done := make(chan error, 1)
-	go func() {
-		err := copyImage(ctx, w, image, progress)
-		w.CloseWithError(err)
-		done <- err
-	}()
-	return &reading{r, image, done}
-}
-
-// end waits for the copy, and says how it went with what it was written to. Whoever wrote
-// is done: nothing reads any more.
-func (r *reading) end(wrote error, sum [sha256.Size]byte) error {
-	r.CloseWithError(wrote)
-	read := <-r.done
-	switch {
-	case read != nil && !errors.Is(read, io.ErrClosedPipe) && (wrote == nil || !errors.Is(read, wrote)):
-		return read // which is why there was nothing to write
-	case wrote != nil:
-		return wrote
-	case read != nil:
-		return read
-	case sum != r.image.SHA256:
-		return errReadBack
-	}
-	return nil
-}
-
 // starts holds a staged UKI against the slot that it has to start.
-func (l *Loader) starts(version string, slot *Slot) error {
+func (l *Loader) starts(version, root string) error {
 	f, err := os.Open(l.path(l.draft(version)))
 	if err != nil {
 		return err
@@ -224,7 +185,7 @@ func (l *Loader) starts(version string, slot *Slot) error {
 	if err != nil {
 		return fota.Refuse(fota.StageBoot, "root", "it does not say what it starts: %w", err)
 	}
-	is, err := tree.isIn(slot.f.Name())
+	is, err := tree.isIn(root)
 	if err == nil && !is {
 		err = fota.Refuse(fota.StageBoot, "root", "it starts another root file system than the one beside it")
 	}

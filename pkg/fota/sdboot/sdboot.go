@@ -6,11 +6,11 @@
 //	loader, err := sdboot.Open(sdboot.Config{Root: "/", Name: "birthmark", Tries: 3})
 //	slot, err := sdboot.Inactive("/")
 //
-//	loader.Disarm()                            // nothing starts what is about to change
-//	slot.Write(ctx, image, size)               // and read it back
+//	loader.Disarm()                                   // nothing starts what is about to change
+//	slot.Install(ctx, image, copyImage, progress)     // and read it back
 //	sum, err := loader.Stage(ctx, uki, size, "2.0.0")
 //	// remember that 2.0.0 is staged, and sum
-//	loader.Arm(ctx, "2.0.0", sum)              // the next start tries 2.0.0
+//	loader.Arm("2.0.0", sum)                          // the next start tries 2.0.0
 //	// after it, in 2.0.0, when it is well
 //	loader.Bless()
 //

@@ -2,7 +2,6 @@ package sdboot
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -14,27 +13,17 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
+	"birthmark/pkg/fota/slot"
 )
 
 const (
-	blockSize        = 4096     // bytes; dm-verity's, and enough for O_DIRECT
-	syncSpan         = 16 << 20 // bytes that are written before they are made durable
+	blockSize        = 4096     // bytes; dm-verity's
 	commandLineLimit = 64 << 10 // bytes
 )
 
 // slotNames are those of the two partitions that a release can be in.
 var slotNames = [2]string{"root-a", "root-b"}
-
-// A Slot is a partition for a release, opened for nobody else.
-type Slot struct {
-	Name string // of the partition
-	Size int64  // bytes
-
-	f *os.File
-}
 
 // Inactive opens the slot that does not hold the release that runs.
 //
@@ -44,7 +33,7 @@ type Slot struct {
 // block. The release runs from the slot whose tree has that root, and one of the two must
 // have it. If both do, the same release is in both, and the one that is in use is the one
 // that cannot be had.
-func Inactive(root string) (*Slot, error) {
+func Inactive(root string) (*slot.Slot, error) {
 	s, err := inactive(root)
 	if err != nil {
 		return nil, fmt.Errorf("cannot open the slot that is not in use: %w", err)
@@ -52,7 +41,7 @@ func Inactive(root string) (*Slot, error) {
 	return s, nil
 }
 
-func inactive(root string) (*Slot, error) {
+func inactive(root string) (*slot.Slot, error) {
 	line, err := readFile(filepath.Join(root, "proc/cmdline"), commandLineLimit)
 	if err != nil {
 		return nil, err
@@ -70,11 +59,11 @@ func inactive(root string) (*Slot, error) {
 	if err := oneDisk(root); err != nil {
 		return nil, err
 	}
-	return pick(holds, func(name string) (*Slot, error) { return openSlot(root, name) })
+	return pick(holds, func(name string) (*slot.Slot, error) { return slot.Open(slotPath(root, name)) })
 }
 
 // pick opens the slot that does not hold the release that runs, by which of the two do.
-func pick(holds [2]bool, open func(name string) (*Slot, error)) (*Slot, error) {
+func pick(holds [2]bool, open func(name string) (*slot.Slot, error)) (*slot.Slot, error) {
 	switch {
 	case holds[0] && !holds[1]:
 		return open(slotNames[1])
@@ -91,7 +80,7 @@ func pick(holds [2]bool, open func(name string) (*Slot, error)) (*Slot, error) {
 	case errB == nil && errors.Is(errA, syscall.EBUSY):
 		return b, nil
 	}
-	for _, s := range []*Slot{a, b} {
+	for _, s := range []*slot.Slot{a, b} {
 		if s != nil {
 			s.Close()
 		}
@@ -133,141 +122,6 @@ func diskOf(root string, device uint64) (string, error) {
 }
 
 func slotPath(root, name string) string { return filepath.Join(root, "dev/disk/by-partlabel", name) }
-
-// openSlot opens a slot for nobody else. A block device that is mounted, or part of
-// another that is, is busy: that is what O_EXCL means without O_CREAT (open(2)).
-func openSlot(root, name string) (*Slot, error) {
-	f, err := os.OpenFile(slotPath(root, name), os.O_RDWR|os.O_EXCL, 0)
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err == nil && !info.Mode().IsRegular() && info.Mode().Type() != fs.ModeDevice {
-		err = fmt.Errorf("%s is no block device", f.Name())
-	}
-	var size int64
-	if err == nil {
-		size, err = f.Seek(0, io.SeekEnd)
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return &Slot{Name: name, Size: size, f: f}, nil
-}
-
-// Close gives the slot back.
-func (s *Slot) Close() error { return s.f.Close() }
-
-// Write writes size bytes, which r has to have exactly, to the beginning of the slot,
-// reads them back from the medium and returns their SHA-256. Whatever the error, what is
-// in the slot then is not to be started; Write may be called again.
-func (s *Slot) Write(ctx context.Context, r io.Reader, size int64) (sum [sha256.Size]byte, err error) {
-	sum, err = s.write(ctx, r, size)
-	if err != nil {
-		return sum, fmt.Errorf("cannot write %s: %w", s.Name, err)
-	}
-	return sum, nil
-}
-
-func (s *Slot) write(ctx context.Context, r io.Reader, size int64) (sum [sha256.Size]byte, err error) {
-	if size <= 0 || size > s.Size {
-		return sum, fmt.Errorf("%d bytes do not fit into its %d", size, s.Size)
-	}
-	w := &syncedWriter{f: s.f}
-	sum, err = copyExactly(ctx, w, r, size)
-	if err == nil {
-		err = w.sync()
-	}
-	if err != nil {
-		return sum, err
-	}
-	got, err := s.readBack(ctx, size)
-	if err == nil && got != sum {
-		err = errReadBack
-	}
-	return sum, err
-}
-
-// A syncedWriter writes to a file from its beginning, and makes durable what it wrote
-// every now and then: errors show early, and memory does not fill with what waits.
-type syncedWriter struct {
-	f       *os.File
-	at      int64
-	waiting int64 // bytes that were not synced
-}
-
-func (w *syncedWriter) Write(b []byte) (int, error) {
-	n, err := w.f.WriteAt(b, w.at)
-	w.at += int64(n)
-	w.waiting += int64(n)
-	if err == nil && w.waiting >= syncSpan {
-		err = w.sync()
-	}
-	return n, err
-}
-
-func (w *syncedWriter) sync() error {
-	w.waiting = 0
-	if err := syscall.Fdatasync(int(w.f.Fd())); err != nil {
-		return &fs.PathError{Op: "fdatasync", Path: w.f.Name(), Err: err}
-	}
-	return nil
-}
-
-// readBack is the sum of the first size bytes, from the medium: past the page cache where
-// the file system can do that.
-func (s *Slot) readBack(ctx context.Context, size int64) (sum [sha256.Size]byte, err error) {
-	if err := dropCache(s.f); err != nil {
-		return sum, err
-	}
-	direct := s.setDirect(true) == nil
-	if direct {
-		defer func() { err = errors.Join(err, s.setDirect(false)) }()
-	}
-	h := sha256.New()
-	chunk := aligned(chunkSize)
-	for at := int64(0); at < size; {
-		if ctx.Err() != nil {
-			return sum, context.Cause(ctx)
-		}
-		// Whole blocks are read, also where the last bytes are in part of one: ReadAt
-		// would go on from there, where O_DIRECT cannot.
-		n, err := syscall.Pread(int(s.f.Fd()), chunk, at)
-		if err == syscall.EINTR {
-			continue
-		}
-		if err != nil {
-			return sum, &fs.PathError{Op: "read", Path: s.f.Name(), Err: err}
-		}
-		if n == 0 {
-			return sum, io.ErrUnexpectedEOF
-		}
-		h.Write(chunk[:min(int64(n), size-at)])
-		at += int64(n)
-	}
-	return [sha256.Size]byte(h.Sum(nil)), nil
-}
-
-// setDirect lets reads and writes pass the page cache, or not any more.
-func (s *Slot) setDirect(on bool) error {
-	flags, err := unix.FcntlInt(s.f.Fd(), unix.F_GETFL, 0)
-	if err != nil {
-		return err
-	}
-	flags &^= unix.O_DIRECT
-	if on {
-		flags |= unix.O_DIRECT
-	}
-	_, err = unix.FcntlInt(s.f.Fd(), unix.F_SETFL, flags)
-	return err
-}
-
-// aligned is memory that O_DIRECT can read to.
-func aligned(n int) []byte {
-	b := make([]byte, n+blockSize)
-	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (blockSize - 1)
-	return b[skip : skip+n : skip+n]
-}
 
 // A tree is what the command line says of a hash tree.
 type tree struct {

@@ -13,6 +13,7 @@ import (
 
 	"birthmark/pkg/fota"
 	"birthmark/pkg/fota/sdboot/pe"
+	"birthmark/pkg/fota/slot"
 )
 
 // Disarm removes every release but the one that runs, and a wish to start one of them
@@ -79,7 +80,7 @@ func (l *Loader) stage(ctx context.Context, r io.Reader, size int64, version str
 	if err != nil {
 		return sum, err
 	}
-	sum, err = copyExactly(ctx, f, r, size)
+	sum, err = slot.CopyExactly(ctx, f, r, size)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -99,7 +100,7 @@ func (l *Loader) readBack(draft string, size int64, version string, want [sha256
 		return err
 	}
 	defer f.Close()
-	if err := dropCache(f); err != nil {
+	if err := slot.DropCache(f); err != nil {
 		return err
 	}
 	sum, err := hash(io.NewSectionReader(f, 0, size))
@@ -107,12 +108,10 @@ func (l *Loader) readBack(draft string, size int64, version string, want [sha256
 		return err
 	}
 	if sum != want {
-		return errReadBack
+		return slot.ErrReadBack
 	}
 	return l.Check(f, size, version)
 }
-
-var errReadBack = errors.New("what is read back is not what was written")
 
 // Arm lets the boot loader find a staged release, which gets all its tries. That release
 // has to be there with the sum that Stage returned; else the error is [ErrNotStaged], and
