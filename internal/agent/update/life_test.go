@@ -49,6 +49,10 @@ func (l *life) live() update.State {
 			break
 		}
 		ctx, cancel := context.WithTimeout(l.t.Context(), patience/2)
+		select {
+		case <-l.restart: // that was asked for twice
+		default:
+		}
 		// Ended by a restart of the system, or once there is nothing left to do.
 		stop := make(chan struct{})
 		restarted := false
@@ -72,10 +76,6 @@ func (l *life) live() update.State {
 			}
 		}()
 		l.dead = false
-		select {
-		case <-l.restart: // that was asked for twice
-		default:
-		}
 		l.agent(ctx, func(u *update.Updater) {
 			if l.state().Phase == update.None {
 				ordered = true
