@@ -23,6 +23,8 @@ type memory struct {
 	// CRLs has the number of the newest CRL that was believed, by SHA-256 of its
 	// issuer's public key.
 	CRLs map[string]*big.Int `json:"crls,omitempty"`
+	// Floor is who holds the floor, and how high.
+	Floor holding `json:"floor,omitzero"`
 }
 
 // A staged release is one that install has finished, and nothing was written since.
@@ -36,6 +38,10 @@ var errForgetful = errors.New("nothing can be remembered, and so nothing install
 // remember opens the memory. A device whose medium is full or broken can still be
 // blessed, so that is no reason not to serve. The function that it returns closes it.
 func (s *Server) remember() (forget func()) {
+	s.floor = floor{open: s.Chip, log: s.Log,
+		load: func() holding { return holding{} },
+		save: func(holding) error { return errForgetful },
+	}
 	m, err := store.Open[memory](s.State)
 	if err != nil {
 		s.Log.Error("nothing can be remembered", "err", err)
@@ -45,6 +51,8 @@ func (s *Server) remember() (forget func()) {
 		s.Log.Error("what was remembered is damaged, and was set aside", "path", damaged)
 	}
 	s.memory = m
+	s.floor.load = func() holding { return m.Get().Floor }
+	s.floor.save = func(h holding) error { return m.Update(func(m *memory) error { m.Floor = h; return nil }) }
 	return func() { m.Close() }
 }
 

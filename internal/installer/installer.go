@@ -52,6 +52,16 @@
 // Arm arms nothing but the release that the last install has finished. Whatever begins to
 // write a slot makes that "none" first.
 //
+// The floor under security versions is a counter of [Server.Chip], and nobody's word. It
+// goes up to what runs, after Bless has made that what the device starts from now on, and
+// never before, so it is not above what runs unless somebody else moved it, or the boot
+// loader fell back to an older release: such a device goes on as it is, and installs
+// nothing below the floor. The counter moves between two writes of what is remembered, one
+// that says where to and one that says that it is there; what was cut off in between is
+// done when the next Server starts, or at the next bless. A chip that was cleared gets back
+// what is remembered, or what runs if that is higher. While the chip cannot be asked, or is
+// another one, nothing is installed or armed; bless still blesses.
+//
 // The peer is who the kernel says (SO_PEERCRED), so a Server must not be in a user
 // namespace of its own. A line that has a member which is not known, or one twice, is
 // refused; a peer who may not ask is told so before anything of his is read.
@@ -70,6 +80,7 @@ import (
 
 	"birthmark/pkg/clock"
 	"birthmark/pkg/fota"
+	"birthmark/pkg/rot"
 	"birthmark/pkg/store"
 )
 
@@ -91,8 +102,13 @@ type Server struct {
 	Grace time.Duration  // that a CRL is good for longer than it says
 	Clock *clock.Clock
 	State string // the folder of what is remembered; nobody else's
+	// Chip opens what holds the floor; known is who did so before, the zero Identity if
+	// nobody. Its errors are those of package rot. Nil where there is nothing to be lost,
+	// as in a demonstration: then the floor is remembered only.
+	Chip func(ctx context.Context, known rot.Identity) (Chip, error)
 
 	memory *store.Store[memory] // nil if it cannot be used
+	floor  floor                // of who has Boot
 	hear   func(ctx context.Context, p *peer, size int64) *remote
 
 	mu     sync.Mutex   // for what follows, and for Boot while doing is nil
@@ -106,6 +122,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	defer s.remember()()
+	s.catchUp(ctx)
 	serving, cancel := context.WithCancel(ctx)
 	var answering sync.WaitGroup
 	defer answering.Wait()
@@ -180,7 +197,7 @@ func (s *Server) decide(ctx context.Context, p *peer) (answer, error) {
 	do := map[string]func() (answer, error){
 		"install": func() (answer, error) { return s.install(ctx, p, r, file) },
 		"arm":     func() (answer, error) { return answer{Done: r.verb}, s.arm(ctx, *r.version) },
-		"bless":   func() (answer, error) { return answer{Done: r.verb}, s.Boot.Bless(ctx) },
+		"bless":   func() (answer, error) { return answer{Done: r.verb}, s.bless(ctx) },
 		"cancel":  func() (answer, error) { return answer{Done: r.verb}, s.cancel(ctx) },
 	}[r.verb]
 	switch {
@@ -230,11 +247,14 @@ func (s *Server) end() {
 	s.doing = nil
 }
 
-// look asks Boot how things are, for whoever has it.
+// look asks Boot, and how high the floor is, for whoever has Boot.
 func (s *Server) look(ctx context.Context) (fota.Status, error) {
 	device, err := s.Boot.Status(ctx)
 	if err != nil {
 		return device, fmt.Errorf("cannot tell how things are: %w", err)
+	}
+	if err := s.stand(ctx, &device); err != nil {
+		return device, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -270,11 +290,14 @@ func (s *Server) status(ctx context.Context) *Status {
 		st.Doing = &doing
 	default:
 		device, err := s.Boot.Status(ctx)
-		s.device = &device
 		if err != nil {
 			note("cannot tell how things are: " + err.Error())
 			s.device = nil
+			break
 		}
+		err = s.stand(ctx, &device)
+		device.Notes = append(s.floorNotes(device, err), device.Notes...)
+		s.device = &device
 	}
 	if s.device != nil {
 		device := *s.device
@@ -302,6 +325,9 @@ func (s *Server) arm(ctx context.Context, v fota.Version) error {
 	}
 	if o := device.Other; o.Version != v || o.Mark != fota.Staged && o.Mark != fota.Armed {
 		return fota.Refuse(fota.StageBoot, "staged", "%v was installed, but is not ready to start any more", v)
+	}
+	if v.Security < device.Floor {
+		return fota.Refuse(fota.StagePolicy, "floor", "%v was installed, and is below the floor now, security version %d", v, device.Floor)
 	}
 	return s.Boot.Arm(ctx, staged.Manifest)
 }

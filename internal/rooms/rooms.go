@@ -266,6 +266,7 @@ var networks = []string{"net/http", "net/rpc", "net/smtp", "golang.org/x/net"}
 // rooted is every module of other people's that may run as root.
 var rooted = []string{
 	"github.com/google/go-tpm",      // TPM commands: the floor
+	"github.com/google/go-tpm",      // TPM commands: the floor
 	"github.com/klauspost/compress", // gzip and zstd in squashfs
 	"github.com/ulikunitz/xz",       // xz in squashfs
 	"go.mozilla.org/pkcs7",          // a second opinion, in pkg/cms, on signed messages

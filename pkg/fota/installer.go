@@ -42,7 +42,7 @@ type CopyImage func(ctx context.Context, w io.Writer, image Image, progress func
 type Status struct {
 	Compatible string           `json:"compatible"` // what the device is; IMAGE_ID of os-release(5)
 	Running    Version          `json:"running"`
-	Floor      uint32           `json:"floor"`           // the oldest security version that may run
+	Floor      uint32           `json:"floor"`           // the oldest security version that may be installed
 	Slots      map[string]int64 `json:"slots"`           // bytes of the slot that does not run, by class
 	Trial      bool             `json:"trial,omitempty"` // what runs was not blessed yet
 	Other      Other            `json:"other,omitzero"`  // what lies beside what runs

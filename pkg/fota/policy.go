@@ -22,6 +22,11 @@ type Policy struct {
 	AllowDowngrade bool
 }
 
+// LeapLimit is by how much a release may raise the security version: the floor is a
+// counter that goes up by ones. A version that was a slip of the pen, or a date, would wear
+// it out and have no way back.
+const LeapLimit = 64
+
 // Check refuses a release that the device does not want, at [StagePolicy]:
 //
 //	compatible  it is for other devices
@@ -29,6 +34,7 @@ type Policy struct {
 //	floor       its security version is below the floor
 //	same        it runs already: there is nothing to do
 //	downgrade   it is older, or its security version is, than what runs
+//	leap        its security version is too far above that of what runs
 //	slot        an image is for a slot that the device does not have
 //	size        an image is larger than its slot
 func (p Policy) Check(m *Manifest) error {
@@ -45,6 +51,8 @@ func (p Policy) Check(m *Manifest) error {
 		return no("same", "%v runs already", m.Version)
 	case older && !p.AllowDowngrade:
 		return no("downgrade", "%v is older than %v, which runs", m.Version, p.Running)
+	case p.Running != Version{} && m.Version.Security > p.Running.Security && m.Version.Security-p.Running.Security > LeapLimit:
+		return no("leap", "the security version of %v is more than %d above that of %v, which runs", m.Version, LeapLimit, p.Running)
 	}
 	for _, image := range m.Images {
 		switch size, ok := p.Slots[image.Slot]; {
