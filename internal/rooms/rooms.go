@@ -95,6 +95,7 @@ var graph = map[string][]string{
 	"internal/crashdisk":           {},
 	"internal/metrics/metricstest": {},
 	"internal/promises":            {},
+	"internal/wire":                {},
 	"pkg/fota/bundle/bundletest":   {},
 	"pkg/fota/sdboot/pe/petest":    {},
 	"internal/rooms":               {},
@@ -126,6 +127,7 @@ var testsMay = []string{
 	"internal/crashdisk",           // what a power cut leaves
 	"internal/cli/clitest",         // commands of script tests
 	"internal/promises",            // lists of docs/ that tests keep
+	"internal/wire",                // a network inside of a synctest bubble
 	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal",
 	"go.mozilla.org/pkcs7", // a second opinion on certs-only messages
 }
@@ -265,7 +267,6 @@ var networks = []string{"net/http", "net/rpc", "net/smtp", "golang.org/x/net"}
 
 // rooted is every module of other people's that may run as root.
 var rooted = []string{
-	"github.com/google/go-tpm",      // TPM commands: the floor
 	"github.com/google/go-tpm",      // TPM commands: the floor
 	"github.com/klauspost/compress", // gzip and zstd in squashfs
 	"github.com/ulikunitz/xz",       // xz in squashfs

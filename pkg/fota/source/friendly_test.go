@@ -97,7 +97,7 @@ func TestAnswersThatBringNothingCostNoConnection(t *testing.T) {
 				if _, err := sum(mustOpen(t, opts), 4096); err != nil {
 					t.Fatal(err)
 				}
-				if n := m.dials.Load(); n != 1 {
+				if n := m.Dials(); n != 1 {
 					t.Errorf("got %d connections, want 1", n)
 				}
 			})

@@ -370,7 +370,7 @@ func TestConnectionsThatLeadNowhere(t *testing.T) {
 				if kind(err) != "unavailable" || !strings.Contains(err.Error(), tc.says) {
 					t.Errorf("got %v, want an UnavailableError with %q", err, tc.says)
 				}
-				if n := m.dials.Load(); n > triesMost {
+				if n := m.Dials(); n > triesMost {
 					t.Errorf("got %d connections, want %d at the most", n, triesMost)
 				}
 			})

@@ -27,7 +27,7 @@ func TestAFileReadThroughIsTheServersInFewRequests(t *testing.T) {
 		if c.Requests > 12 {
 			t.Errorf("got %d requests, want 12 at the most: one answer should bring the rest", c.Requests)
 		}
-		if n := m.dials.Load(); n != 1 {
+		if n := m.Dials(); n != 1 {
 			t.Errorf("got %d connections, want 1", n)
 		}
 	})

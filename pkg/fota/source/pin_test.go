@@ -76,7 +76,7 @@ func TestAPinRefusesAnotherFile(t *testing.T) {
 				if _, err := Resume(t.Context(), tc.pin, opts); kind(err) != "changed" {
 					t.Errorf("got %v, want an ErrChanged", err)
 				}
-				if n := m.dials.Load(); n != 1 {
+				if n := m.Dials(); n != 1 {
 					t.Errorf("got %d connections, want 1", n)
 				}
 			})

@@ -2,7 +2,6 @@ package source
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,10 +12,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"birthmark/internal/wire"
 )
 
 const address = "https://example.com/release.raucb" // a name in the certificate of httptest
@@ -42,52 +41,16 @@ func random(n int) []byte {
 	return b
 }
 
-// A memory is a network of one server: connections are wires, so a synctest bubble knows
-// when all wait.
-type memory struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once // closes done
-	dials atomic.Int64
-}
-
-func (m *memory) Accept() (net.Conn, error) {
-	select {
-	case c := <-m.conns:
-		return c, nil
-	case <-m.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (m *memory) Close() error {
-	m.once.Do(func() { close(m.done) })
-	return nil
-}
-
-func (m *memory) Addr() net.Addr { return &net.TCPAddr{} }
-
-func (m *memory) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	m.dials.Add(1)
-	ours, theirs := wire()
-	select {
-	case m.conns <- theirs:
-		return ours, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
 // connect is a network at whose other end serve takes the connections.
-func connect(t *testing.T, serve func(net.Listener)) (*memory, Options) {
-	m := &memory{conns: make(chan net.Conn), done: make(chan struct{})}
-	go serve(m)
-	t.Cleanup(func() { m.Close() })
-	return m, Options{TLS: &tls.Config{RootCAs: trusted}, Dial: m.dial}
+func connect(t *testing.T, serve func(net.Listener)) (*wire.Network, Options) {
+	n := wire.Listen()
+	go serve(n)
+	t.Cleanup(func() { n.Close() })
+	return n, Options{TLS: &tls.Config{RootCAs: trusted}, Dial: n.Dial}
 }
 
 // serve answers with h, over TLS.
-func serve(t *testing.T, h http.HandlerFunc) (*memory, Options) {
+func serve(t *testing.T, h http.HandlerFunc) (*wire.Network, Options) {
 	s := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
 	t.Cleanup(func() { s.Close() })
 	return connect(t, func(l net.Listener) {

@@ -103,7 +103,7 @@ func TestAProxyOverTLSIsNotUsed(t *testing.T) {
 		if kind(err) != "unavailable" || !strings.Contains(err.Error(), "only http and socks5") || strings.Contains(err.Error(), "secret") {
 			t.Errorf("got %v, want that only other proxies can be used, and no secret", err)
 		}
-		if n := m.dials.Load(); n != 0 {
+		if n := m.Dials(); n != 0 {
 			t.Errorf("got %d connections, want none", n)
 		}
 	})

@@ -1,20 +1,82 @@
-package source
+// Package wire is a network for tests that have a clock of their own: what waits for a
+// connection of it waits as testing/synctest wants it, so that a stall of half an hour
+// takes no time. What goes over it is the real thing, TLS and HTTP for one.
+//
+//	network := wire.Listen()
+//	go server.Serve(tls.NewListener(network, conf))
+//	source.HTTP(ctx, address, source.Options{Dial: network.Dial, …})
+//
+// An address is dialed in vain when the network was closed.
+package wire
 
 import (
+	"context"
 	"io"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
+
+// A Network has one server, which takes what is dialed, whatever the address. It has to
+// be made in the bubble that it is used in.
+type Network struct {
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once // closes done
+	dials atomic.Int64
+}
+
+// Listen returns a network.
+func Listen() *Network {
+	return &Network{conns: make(chan net.Conn), done: make(chan struct{})}
+}
+
+// Accept implements [net.Listener].
+func (n *Network) Accept() (net.Conn, error) {
+	select {
+	case c := <-n.conns:
+		return c, nil
+	case <-n.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements [net.Listener].
+func (n *Network) Close() error {
+	n.once.Do(func() { close(n.done) })
+	return nil
+}
+
+// Addr implements [net.Listener].
+func (n *Network) Addr() net.Addr { return &net.TCPAddr{} }
+
+// Dial connects to the server. Once the network is closed, there is nobody.
+func (n *Network) Dial(ctx context.Context, network, _ string) (net.Conn, error) {
+	n.dials.Add(1)
+	ours, theirs := pair()
+	select {
+	case n.conns <- theirs:
+		return ours, nil
+	case <-n.done:
+		return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Dials is how often it was dialed.
+func (n *Network) Dials() int64 { return n.dials.Load() }
 
 // An end is one side of a connection inside a bubble. As a socket does, it takes what is
 // written before the other side reads: two sides of a net.Pipe that both say goodbye wait
 // for each other, and net/http holds a lock meanwhile, at which a bubble's time stands still.
 type end struct{ in, out *half }
 
-// wire is a new connection's two sides.
-func wire() (near, far *end) {
+// pair is a new connection's two sides.
+func pair() (near, far *end) {
 	a, b := &half{changed: make(chan struct{})}, &half{changed: make(chan struct{})}
 	return &end{a, b}, &end{b, a}
 }
