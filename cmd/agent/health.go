@@ -22,10 +22,11 @@ import (
 	"birthmark/internal/agent/update"
 	"birthmark/internal/cli"
 	"birthmark/internal/config"
+	"birthmark/internal/sysroot"
 )
 
 // checksFolder is a variable for tests.
-var checksFolder = "/etc/birthmark/health.d"
+var checksFolder = sysroot.Path("/etc/birthmark/health.d")
 
 const (
 	checkLimit  = time.Minute

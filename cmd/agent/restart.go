@@ -14,10 +14,12 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"birthmark/internal/sysroot"
 )
 
 // systemBus is where D-Bus is on a device, by its specification.
-const systemBus = "/run/dbus/system_bus_socket"
+var systemBus = sysroot.Path("/run/dbus/system_bus_socket")
 
 const (
 	busLimit     = 10 * time.Second // for all that is said there

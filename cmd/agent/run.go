@@ -17,6 +17,7 @@ import (
 	"birthmark/internal/agent"
 	"birthmark/internal/cli"
 	"birthmark/internal/config"
+	"birthmark/internal/sysroot"
 )
 
 // configFlag adds --config to a verb that reads the configuration.
@@ -77,6 +78,7 @@ func run(ctx context.Context, conf *config.Loaded, again func() (*config.Loaded,
 	if err != nil {
 		return err
 	}
+	sysroot.Tell(a.Log())
 	a.UpdateBy(thisInstaller, func(ctx context.Context) error { return restartSystem(ctx, systemBus) })
 	var inForce atomic.Pointer[config.Loaded]
 	inForce.Store(conf)

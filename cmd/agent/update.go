@@ -20,13 +20,14 @@ import (
 	"birthmark/internal/cli"
 	"birthmark/internal/config"
 	"birthmark/internal/installer"
+	"birthmark/internal/sysroot"
 	"birthmark/pkg/fota"
 )
 
 // rootSide is the installer of this device, as the agent wants it.
 type rootSide struct{ installer.Client }
 
-var thisInstaller = rootSide{installer.Client{Path: installer.Path}}
+var thisInstaller = rootSide{installer.Client{Path: sysroot.Path(installer.Path)}}
 
 func (r rootSide) Status(ctx context.Context) (fota.Status, error) {
 	s, err := r.Client.Status(ctx)
@@ -204,14 +205,18 @@ type firmwareReport struct {
 	Running  string               `json:"running,omitempty"`
 	Update   *agent.UpdateSummary `json:"update,omitempty"` // the last one
 	Progress *update.Progress     `json:"progress,omitempty"`
+	Device   *fota.Status         `json:"device,omitempty"` // by the installer, which answers root only
 }
 
 func firmwareStatusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "say which firmware runs, and how its update is going", Args: cobra.NoArgs,
-		Long: `Ask the agent that runs, as everybody may, or else read the state file.`,
+		Long: `Ask the agent that runs, as everybody may, or else read the state file. Root is told
+what the installer finds, too: the floor, below which no security version is
+installed, and what lies in the other slot.`,
 		Example: `  birthmark firmware status
-  birthmark firmware status --json | jq .update.phase`,
+  birthmark firmware status --json | jq .update.phase
+  sudo birthmark firmware status --json | jq .device.floor`,
 	}
 	file := configFlag(cmd)
 	asJSON := cli.JSONFlag(cmd)
@@ -225,12 +230,15 @@ func firmwareStatusCommand() *cobra.Command {
 			return err
 		}
 		r := firmwareReport{Update: s.Update}
-		running, err := fota.Running(os.DirFS("/"))
+		running, err := fota.Running(sysroot.FS())
 		if err == nil {
 			r.Running = running.String()
 		}
 		if s.Live != nil {
 			r.Progress = s.Live.Update.Progress
+		}
+		if device, err := thisInstaller.Status(cmd.Context()); err == nil {
+			r.Device = &device
 		}
 		if *asJSON {
 			return cli.PrintJSON(cmd.OutOrStdout(), r)
@@ -247,6 +255,9 @@ func (r firmwareReport) print(w io.Writer) error {
 		r.Running = "the image does not say which release it is"
 	}
 	line("runs", r.Running)
+	if r.Device != nil {
+		line("floor", fmt.Sprintf("security version %d", r.Device.Floor))
+	}
 	if r.Update == nil {
 		line("update", "none so far")
 	} else {
@@ -255,6 +266,11 @@ func (r firmwareReport) print(w io.Writer) error {
 	}
 	if p := r.Progress; p != nil {
 		line("written", fmt.Sprintf("%d %%, %d of %d bytes, %d bytes a second", percent(p.Done, p.Total), p.Done, p.Total, p.Rate))
+	}
+	if r.Device != nil {
+		for _, note := range r.Device.Notes {
+			line("note", note)
+		}
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -5,11 +5,11 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"math"
-	"os"
 	"sync"
 	"time"
 
 	"birthmark/internal/config"
+	"birthmark/internal/sysroot"
 	"birthmark/internal/version"
 	"birthmark/pkg/fota"
 	"birthmark/pkg/lifecycle"
@@ -136,7 +136,7 @@ func (a *Agent) facts() map[string]any {
 		"agent": version.String(),
 		"time":  map[string]any{"now": a.clock.Now().UTC().Format(time.RFC3339), "trusted": a.clock.Trusted(), "floor": a.clock.Floor().UTC().Format(time.RFC3339)},
 	}
-	if fw, err := fota.Running(os.DirFS("/")); err == nil {
+	if fw, err := fota.Running(sysroot.FS()); err == nil {
 		facts["fw"] = fw.String()
 	}
 	if cert := credentialFacts(d.Owner); cert != nil {

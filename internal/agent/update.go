@@ -14,6 +14,7 @@ import (
 	"birthmark/internal/agent/firmware"
 	"birthmark/internal/agent/update"
 	"birthmark/internal/config"
+	"birthmark/internal/sysroot"
 	"birthmark/pkg/fota"
 	"birthmark/pkg/fota/bundle"
 	"birthmark/pkg/fota/source"
@@ -32,7 +33,7 @@ func (a *Agent) UpdateBy(installer update.Installer, restart func(context.Contex
 		},
 		Installer: installer,
 		Open:      a.openBundle,
-		Running:   func() (fota.Version, error) { return fota.Running(os.DirFS("/")) },
+		Running:   func() (fota.Version, error) { return fota.Running(sysroot.FS()) },
 		Boot:      systemStart,
 		Restart:   restart,
 		Ready:     a.ready,
@@ -259,11 +260,11 @@ func (s UpdateSummary) String() string {
 
 // systemStart names this start of the system, and says how long ago it was; proc(5).
 func systemStart() (string, time.Duration, error) {
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	id, err := os.ReadFile(sysroot.Path("/proc/sys/kernel/random/boot_id"))
 	if err != nil {
 		return "", 0, err
 	}
-	uptime, err := os.ReadFile("/proc/uptime")
+	uptime, err := os.ReadFile(sysroot.Path("/proc/uptime"))
 	if err != nil {
 		return "", 0, err
 	}

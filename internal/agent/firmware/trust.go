@@ -12,13 +12,14 @@ import (
 	"strings"
 
 	"birthmark/internal/config"
+	"birthmark/internal/sysroot"
 	"birthmark/pkg/clock"
 	"birthmark/pkg/cms"
 )
 
 // Folders are where a device has the files that say whom it believes, the administrator's
 // before the image's.
-var Folders = []string{"/etc/birthmark/firmware", "/usr/lib/birthmark/firmware"}
+var Folders = []string{sysroot.Path("/etc/birthmark/firmware"), sysroot.Path("/usr/lib/birthmark/firmware")}
 
 // Names of the files in them.
 const (
