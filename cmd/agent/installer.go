@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,11 +15,12 @@ import (
 
 	"birthmark/internal/agent/firmware"
 	"birthmark/internal/installer"
-	"birthmark/internal/sysroot"
 	"birthmark/internal/version"
 	"birthmark/pkg/clock"
 	"birthmark/pkg/fota"
 	"birthmark/pkg/fota/sdboot"
+	"birthmark/pkg/rot"
+	"birthmark/pkg/rot/tpm"
 )
 
 // The verbs that systemd starts on the root side. No setting changes what they do.
@@ -28,6 +30,7 @@ const (
 	installerDoor  = "installer.sock" // FileDescriptorName= of its socket unit
 	installerIdle  = 30 * time.Second
 	installerState = "/var/lib/birthmark-installer" // if systemd gives no StateDirectory=
+	installerTPM   = "/dev/tpmrm0"                  // shared with the agent: the kernel keeps them apart
 )
 
 func installerCommand() *cobra.Command {
@@ -37,13 +40,13 @@ func installerCommand() *cobra.Command {
 made, and end when nobody has come for 30 seconds. It verifies firmware by the files
 anchors.pem, signing-cas.pem and crls.pem in /etc/birthmark/firmware or
 /usr/lib/birthmark/firmware, writes it to the slot that does not run, and says what
-starts next.`,
+starts next. The lowest security version that it installs is a counter in the TPM,
+/dev/tpmrm0, which goes up to what runs when that was found good.`,
 		Example: "  systemctl start birthmark-installer.socket",
 	}
 	asJSON := cmd.Flags().Bool("json", false, "write the log as JSON, a line an entry")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		log := slog.New(newLog(cmd.ErrOrStderr(), slog.LevelInfo, *asJSON))
-		sysroot.Tell(log)
 		l, ok := givenSockets(log, installerDoor)[installerDoor].(*net.UnixListener)
 		if !ok {
 			return fmt.Errorf("cannot serve without the socket of birthmark-installer.socket: %w", os.ErrNotExist)
@@ -52,9 +55,8 @@ starts next.`,
 		if err != nil {
 			log.Warn("no firmware can be installed", "err", err)
 		}
-		s := installer.Server{Version: version.String(), Idle: installerIdle, Log: log, Boot: boot,
+		s := installer.Server{Version: version.String(), Idle: installerIdle, Log: log, Boot: boot, Chip: openChip(log),
 			Trust: firmware.Folders, Grace: firmware.CRLGrace, Clock: clock.System(), State: cmp.Or(os.Getenv("STATE_DIRECTORY"), installerState)}
-		s.Users = []uint32{uint32(os.Getuid())} // root's, on a device
 		uid, err := uidOf(agentUser)
 		if err != nil {
 			log.Warn("nobody but root may ask", "err", err)
@@ -66,15 +68,27 @@ starts next.`,
 	return cmd
 }
 
+// openChip opens the TPM. To recognise one that holds the floor takes no authorization
+// value; the counters are made with the owner's, which is taken to be empty.
+func openChip(log *slog.Logger) func(context.Context, rot.Identity) (installer.Chip, error) {
+	return func(ctx context.Context, known rot.Identity) (installer.Chip, error) {
+		r, err := tpm.Open(ctx, tpm.Config{Address: installerTPM, Known: known, Log: log})
+		if err != nil {
+			return nil, err // and no Chip that is a nil *tpm.Root
+		}
+		return r, nil
+	}
+}
+
 // bootTries are the starts that a release gets to be found good.
 const bootTries = 3
 
 // bootLoader is what this device starts by; an error if this version cannot handle it.
 func bootLoader() (fota.Installer, error) {
-	if _, err := os.Stat(sysroot.Path("/sys/firmware/efi")); err != nil {
+	if _, err := os.Stat("/sys/firmware/efi"); err != nil {
 		return nil, fmt.Errorf("this version handles systemd-boot only, on UEFI: %w", err)
 	}
-	return sdboot.Installer{Root: sysroot.Dir(), Tries: bootTries}, nil
+	return sdboot.Installer{Root: "/", Tries: bootTries}, nil
 }
 
 func uidOf(name string) (uint32, error) {

@@ -20,14 +20,13 @@ import (
 	"birthmark/internal/cli"
 	"birthmark/internal/config"
 	"birthmark/internal/installer"
-	"birthmark/internal/sysroot"
 	"birthmark/pkg/fota"
 )
 
 // rootSide is the installer of this device, as the agent wants it.
 type rootSide struct{ installer.Client }
 
-var thisInstaller = rootSide{installer.Client{Path: sysroot.Path(installer.Path)}}
+var thisInstaller = rootSide{installer.Client{Path: installer.Path}}
 
 func (r rootSide) Status(ctx context.Context) (fota.Status, error) {
 	s, err := r.Client.Status(ctx)
@@ -230,7 +229,7 @@ installed, and what lies in the other slot.`,
 			return err
 		}
 		r := firmwareReport{Update: s.Update}
-		running, err := fota.Running(sysroot.FS())
+		running, err := fota.Running(os.DirFS("/"))
 		if err == nil {
 			r.Running = running.String()
 		}

@@ -33,7 +33,7 @@ func TestDevice(t *testing.T) {
 }
 
 func TestInstaller(t *testing.T) {
-	for _, fault := range Installer(list(t, "-deps", "./"+installer, "./pkg/fota/sdboot")) { // and what cmd/agent gives it
+	for _, fault := range Installer(list(t, "-deps", "./"+installer, "./pkg/fota/sdboot", "./pkg/rot/tpm")) { // and what cmd/agent gives it
 		t.Error(fault)
 	}
 }

@@ -168,6 +168,20 @@ func TestOnlyTheAgentHasANetwork(t *testing.T) {
 	}
 }
 
+// TestTheDevicesOfTheInstaller holds which ones what runs as root may open.
+func TestTheDevicesOfTheInstaller(t *testing.T) {
+	unit := filepath.Join(install(t), unitFolder, "birthmark-installer.service")
+	for name, want := range map[string][]string{
+		"DevicePolicy":        {"closed"},
+		"DeviceAllow":         {"/dev/disk/by-partlabel/root-a rw", "/dev/disk/by-partlabel/root-b rw", "/dev/tpmrm0 rw"},
+		"SupplementaryGroups": {"tss"},
+	} {
+		if got := settings(t, unit, name); !slices.Equal(got, want) {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
 // TestNothingNewerThanDebian12 holds that units use no setting which systemd 252 does
 // not know: it would only say so in its log.
 func TestNothingNewerThanDebian12(t *testing.T) {
