@@ -15,6 +15,7 @@ import (
 
 	"birthmark/internal/agent/firmware"
 	"birthmark/internal/installer"
+	"birthmark/internal/sysroot"
 	"birthmark/internal/version"
 	"birthmark/pkg/clock"
 	"birthmark/pkg/fota"
@@ -47,6 +48,7 @@ starts next. The lowest security version that it installs is a counter in the TP
 	asJSON := cmd.Flags().Bool("json", false, "write the log as JSON, a line an entry")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		log := slog.New(newLog(cmd.ErrOrStderr(), slog.LevelInfo, *asJSON))
+		sysroot.Tell(log)
 		l, ok := givenSockets(log, installerDoor)[installerDoor].(*net.UnixListener)
 		if !ok {
 			return fmt.Errorf("cannot serve without the socket of birthmark-installer.socket: %w", os.ErrNotExist)
@@ -57,6 +59,7 @@ starts next. The lowest security version that it installs is a counter in the TP
 		}
 		s := installer.Server{Version: version.String(), Idle: installerIdle, Log: log, Boot: boot, Chip: openChip(log),
 			Trust: firmware.Folders, Grace: firmware.CRLGrace, Clock: clock.System(), State: cmp.Or(os.Getenv("STATE_DIRECTORY"), installerState)}
+		s.Users = []uint32{uint32(os.Getuid())} // root's, on a device
 		uid, err := uidOf(agentUser)
 		if err != nil {
 			log.Warn("nobody but root may ask", "err", err)
@@ -69,8 +72,12 @@ starts next. The lowest security version that it installs is a counter in the TP
 }
 
 // openChip opens the TPM. To recognise one that holds the floor takes no authorization
-// value; the counters are made with the owner's, which is taken to be empty.
+// value; the counters are made with the owner's, which is taken to be empty. A device that
+// is played has none.
 func openChip(log *slog.Logger) func(context.Context, rot.Identity) (installer.Chip, error) {
+	if sysroot.Dir() != "/" {
+		return nil
+	}
 	return func(ctx context.Context, known rot.Identity) (installer.Chip, error) {
 		r, err := tpm.Open(ctx, tpm.Config{Address: installerTPM, Known: known, Log: log})
 		if err != nil {
@@ -85,10 +92,10 @@ const bootTries = 3
 
 // bootLoader is what this device starts by; an error if this version cannot handle it.
 func bootLoader() (fota.Installer, error) {
-	if _, err := os.Stat("/sys/firmware/efi"); err != nil {
+	if _, err := os.Stat(sysroot.Path("/sys/firmware/efi")); err != nil {
 		return nil, fmt.Errorf("this version handles systemd-boot only, on UEFI: %w", err)
 	}
-	return sdboot.Installer{Root: "/", Tries: bootTries}, nil
+	return sdboot.Installer{Root: sysroot.Dir(), Tries: bootTries}, nil
 }
 
 func uidOf(name string) (uint32, error) {

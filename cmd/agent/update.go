@@ -20,13 +20,14 @@ import (
 	"birthmark/internal/cli"
 	"birthmark/internal/config"
 	"birthmark/internal/installer"
+	"birthmark/internal/sysroot"
 	"birthmark/pkg/fota"
 )
 
 // rootSide is the installer of this device, as the agent wants it.
 type rootSide struct{ installer.Client }
 
-var thisInstaller = rootSide{installer.Client{Path: installer.Path}}
+var thisInstaller = rootSide{installer.Client{Path: sysroot.Path(installer.Path)}}
 
 func (r rootSide) Status(ctx context.Context) (fota.Status, error) {
 	s, err := r.Client.Status(ctx)
@@ -229,7 +230,7 @@ installed, and what lies in the other slot.`,
 			return err
 		}
 		r := firmwareReport{Update: s.Update}
-		running, err := fota.Running(os.DirFS("/"))
+		running, err := fota.Running(sysroot.FS())
 		if err == nil {
 			r.Running = running.String()
 		}
