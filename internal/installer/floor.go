@@ -73,9 +73,10 @@ func (f *floor) read(ctx context.Context) (level uint64, err error) {
 }
 
 // raise raises the floor to what was blessed: it is remembered, then done, then
-// remembered as done. A floor that is as high, or higher, stays. After an error, or a
-// loss of power, it is called again.
-func (f *floor) raise(ctx context.Context, to uint64) error {
+// remembered as done. A floor that is as high, or higher, stays. Sure is called before
+// anything moves, and returns nil when it is sure that the device will start what it is
+// raised to again. After an error, or a loss of power, raise is called again.
+func (f *floor) raise(ctx context.Context, to uint64, sure func(context.Context) error) error {
 	h := f.load()
 	if f.open == nil {
 		h.Floor = max(h.Floor, to)
@@ -108,6 +109,9 @@ func (f *floor) raise(ctx context.Context, to uint64) error {
 	}
 	if h.Rising = missing || count < to; h.Rising {
 		h.Floor = max(h.Floor, to)
+		if err := sure(ctx); err != nil {
+			return err
+		}
 		if err := f.note(h); err != nil {
 			return err
 		}
@@ -191,43 +195,29 @@ func (s *Server) bless(ctx context.Context) error {
 	if err := s.Boot.Bless(ctx); err != nil {
 		return err
 	}
-	if err := s.raise(ctx); err != nil {
-		s.Log.Warn("the floor was not raised, will be tried again", "err", err)
-	}
+	s.raise(ctx, func(context.Context) error { return nil })
 	return nil
 }
 
-func (s *Server) raise(ctx context.Context) error {
-	if s.memory == nil {
-		return errForgetful
+// catchUp ends what an earlier Server has begun: to raise the floor to what was blessed.
+// That is blessed again before, since nobody knows whether it had reached the medium.
+func (s *Server) catchUp(ctx context.Context) {
+	if s.Boot != nil && s.memory != nil && s.Chip != nil {
+		s.raise(ctx, s.Boot.Bless)
 	}
-	device, err := s.Boot.Status(ctx)
-	if err != nil {
-		return err
-	}
-	if device.Trial {
-		return errors.New("what runs was blessed, and is on trial still")
-	}
-	return s.floor.raise(ctx, uint64(device.Running.Security))
 }
 
-// catchUp ends what an earlier Server has begun: to raise the floor to what was blessed.
-// It is blessed again before, since nobody knows whether that had reached the medium.
-func (s *Server) catchUp(ctx context.Context) {
-	if s.Boot == nil || s.memory == nil || s.Chip == nil {
+// raise raises the floor to what runs, unless that is on trial.
+func (s *Server) raise(ctx context.Context, sure func(context.Context) error) {
+	device, err := s.Boot.Status(ctx)
+	if err == nil && device.Trial {
 		return
 	}
-	device, err := s.Boot.Status(ctx)
-	if err != nil || device.Trial {
-		return // who asks will be told; who is on trial waits to be blessed
-	}
-	level, err := s.floor.read(ctx)
-	rising := s.memory.Get().Floor.Rising
-	if errors.Is(err, rot.ErrCleared) || err == nil && (rising || level < uint64(device.Running.Security)) {
-		err = s.bless(ctx)
+	if err == nil {
+		err = s.floor.raise(ctx, uint64(device.Running.Security), sure)
 	}
 	if err != nil {
-		s.Log.Warn("the floor is out of reach", "err", err)
+		s.Log.Warn("the floor was not raised, will be tried again", "err", err)
 	}
 }
 
