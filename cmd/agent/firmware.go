@@ -35,9 +35,9 @@ whether he may, what exactly was signed, whether the device wants it, and then e
 byte. Nothing is installed, and neither TPM nor root nor configuration is needed. A
 URL (https) is read in ranges, and nothing of it is stored.
 
-Whom to believe is in PEM files, each by default the device's own: anchors.pem,
-signing-cas.pem and crls.pem in /etc/birthmark/firmware or, where it is not there,
-in /usr/lib/birthmark/firmware. What a device knows of itself (--compatible,
+Whom to believe is in files, each by default the device's own: anchors.pem and
+signing-cas.pem in /etc/birthmark/firmware or, where it is not there, in
+/usr/lib/birthmark/firmware, and crls.pem in both. What a device knows of itself (--compatible,
 --running-version, --floor, --slot) is compared if it is given.
 
 Exit code 0: accepted. 1: refused, for the reason on standard error, "STAGE: REASON".

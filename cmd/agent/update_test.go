@@ -81,11 +81,11 @@ func TestABundleIsInstalled(t *testing.T) {
 	maker, stranger := bt.NewPKI(t, "P-256", "P-256"), bt.NewPKI(t, "P-384", "P-384")
 	release := bt.NewRelease("acme-gw", "9.1.0+sv2")
 	for name, text := range map[string][]byte{
-		"good.raucb":            release.Rauc(t, maker.Signer, "-comp zstd"),
-		"foreign.raucb":         release.Rauc(t, stranger.Signer, "-comp zstd"),
-		firmware.AnchorsFile:    bt.PEM(maker.Root.Cert),
-		firmware.SigningCAsFile: bt.PEM(maker.Issuing.Cert),
-		firmware.CRLsFile: bytes.Join([][]byte{
+		"good.raucb":      release.Rauc(t, maker.Signer, "-comp zstd"),
+		"foreign.raucb":   release.Rauc(t, stranger.Signer, "-comp zstd"),
+		"anchors.pem":     bt.PEM(maker.Root.Cert),
+		"signing-cas.pem": bt.PEM(maker.Issuing.Cert),
+		"crls.pem": bytes.Join([][]byte{
 			pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: bt.CRL(t, maker.Root, nil)}),
 			pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: bt.CRL(t, maker.Issuing, nil)}),
 		}, nil),

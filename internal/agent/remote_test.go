@@ -17,6 +17,7 @@ import (
 	"birthmark/internal/agent/agenttest"
 	"birthmark/internal/agent/firmware"
 	"birthmark/internal/agent/update"
+	"birthmark/pkg/fota/bundle"
 	bt "birthmark/pkg/fota/bundle/bundletest"
 )
 
@@ -36,10 +37,10 @@ func TestABundleIsFetchedAsWhoTheDeviceIs(t *testing.T) {
 	server.StartTLS()
 	defer server.Close()
 	for name, text := range map[string][]byte{
-		"server.pem":            bt.PEM(server.Certificate()),
-		firmware.AnchorsFile:    bt.PEM(maker.Root.Cert),
-		firmware.SigningCAsFile: bt.PEM(maker.Issuing.Cert),
-		firmware.CRLsFile: bytes.Join([][]byte{
+		"server.pem":       bt.PEM(server.Certificate()),
+		bundle.AnchorsFile: bt.PEM(maker.Root.Cert),
+		bundle.IssuersFile: bt.PEM(maker.Issuing.Cert),
+		bundle.CRLsFile: bytes.Join([][]byte{
 			pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: bt.CRL(t, maker.Root, nil)}),
 			pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: bt.CRL(t, maker.Issuing, nil)}),
 		}, nil),

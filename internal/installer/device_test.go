@@ -17,6 +17,7 @@ import (
 
 	"birthmark/pkg/clock"
 	"birthmark/pkg/fota"
+	"birthmark/pkg/fota/bundle"
 	"birthmark/pkg/fota/bundle/bundletest"
 )
 
@@ -141,9 +142,9 @@ func newDevice(t *testing.T) *device {
 }
 
 func (d *device) makeTrust() {
-	d.trust(d.etc, anchorsFile, bundletest.PEM(d.pki.Root.Cert))
-	d.trust(d.etc, issuersFile, bundletest.PEM(d.pki.Issuing.Cert))
-	d.trust(d.etc, crlsFile, d.crls(nil))
+	d.trust(d.etc, bundle.AnchorsFile, bundletest.PEM(d.pki.Root.Cert))
+	d.trust(d.etc, bundle.IssuersFile, bundletest.PEM(d.pki.Issuing.Cert))
+	d.trust(d.etc, bundle.CRLsFile, d.crls(nil))
 }
 
 func (d *device) newServer() *Server {

@@ -5,11 +5,9 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -23,29 +21,6 @@ func ReadCRL(der []byte) (*x509.RevocationList, error) {
 		return nil, fmt.Errorf("cannot read CRL: %w", err)
 	}
 	return crl, nil
-}
-
-// ReadCRLs reads one CRL or more: PEM (RFC 7468, 7) with nothing but text between them,
-// or a single one in DER, as CAs publish it (RFC 5280, 4.2.1.13).
-func ReadCRLs(text []byte) (lists []*x509.RevocationList, err error) {
-	if len(text) > 0 && text[0] == tagSequence {
-		crl, err := ReadCRL(text)
-		return []*x509.RevocationList{crl}, err
-	}
-	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if block.Type != "X509 CRL" {
-			return nil, fmt.Errorf("it holds a %s, not only CRLs", strings.ToLower(block.Type))
-		}
-		crl, err := ReadCRL(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		lists = append(lists, crl)
-	}
-	if lists == nil {
-		return nil, errors.New("no CRL in it")
-	}
-	return lists, nil
 }
 
 func readCRL(der []byte) (*x509.RevocationList, error) {

@@ -11,9 +11,10 @@
 //
 // # Whom it believes
 //
-// Three files in PEM say that: root certificates, the CAs whose leaves may sign, and the
-// CRLs of both. Where one is not named, it is the device's own, the first that there is
-// in [Folders].
+// Three files say that: root certificates, the CAs whose leaves may sign, and the CRLs of
+// both. Where one is not named, it is the device's own, of [Folders], read as whoever
+// installs reads it ([bundle.TrustFiles]). Who has none of one of them believes nobody:
+// every bundle is refused.
 //
 // # Errors
 //
@@ -73,32 +74,41 @@ func Verify(ctx context.Context, from string, o Options) (*Report, error) {
 		return nil, err
 	}
 	c := clock.Host()
+	r := &Report{NotChecked: o.notChecked()}
 	trust, err := o.trust(c, Folders)
-	if err != nil {
-		return nil, err
-	}
-	src, err := o.open(ctx, c, from)
-	if err != nil {
-		return nil, err
-	}
-	defer src.Close()
-	counted := &counter{r: src}
-	r := &Report{Size: src.Size(), NotChecked: o.notChecked()}
-	err = o.judge(ctx, counted, trust, r)
-	r.BytesRead = counted.n.Load()
-	if remote, ok := src.(*source.Remote); ok {
-		r.BytesRead = remote.Counters().Fetched
+	if err == nil {
+		err = o.read(ctx, c, from, trust, r)
 	}
 	var refusal *fota.Refusal
+	var mistake *config.Error
 	switch {
 	case err == nil:
 		r.Accepted = true
 	case errors.As(err, &refusal):
 		r.Stage, r.Code, r.Reason = refusal.Stage, refusal.Code, refusal.Err.Error()
+	case errors.As(err, &mistake):
+		return nil, err
 	default:
 		return nil, &UnavailableError{err}
 	}
 	return r, err
+}
+
+// read reads a bundle from where it lies, and judges it.
+func (o *Options) read(ctx context.Context, c *clock.Clock, from string, trust *cms.Trust, r *Report) error {
+	src, err := o.open(ctx, c, from)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	counted := &counter{r: src}
+	r.Size = src.Size()
+	err = o.judge(ctx, counted, trust, r)
+	r.BytesRead = counted.n.Load()
+	if remote, ok := src.(*source.Remote); ok {
+		r.BytesRead = remote.Counters().Fetched
+	}
+	return err
 }
 
 func (o *Options) check() error {

@@ -15,6 +15,8 @@ var hints = map[fota.Stage]map[string]string{
 		"unsigned": "make it with rauc bundle --cert --key",
 	},
 	fota.StageChain: {
+		"anchors":   "put the root certificates of the maker's code-signing CA there, or name them with --anchors",
+		"issuers":   "put the CA certificates there that issue the signers of releases, or name them with --signing-cas",
 		"issuer":    "whoever signed it must have a certificate from one of --signing-cas",
 		"untrusted": "the chain of --signing-cas must end at one of --anchors, and bundles need rauc's --intermediate for each CA in between",
 		"eku":       "the signer needs a certificate with extendedKeyUsage=codeSigning, or --eku",

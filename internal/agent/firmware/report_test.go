@@ -1,9 +1,6 @@
 package firmware
 
-import (
-	"encoding/pem"
-	"testing"
-)
+import "testing"
 
 func TestTextsOfOthersAreQuotedWhereTheyAreMoreThanLetters(t *testing.T) {
 	for text, want := range map[string]string{
@@ -23,11 +20,4 @@ func TestTextsOfOthersAreQuotedWhereTheyAreMoreThanLetters(t *testing.T) {
 			t.Errorf("%q: got %s, want %s", text, got, want)
 		}
 	}
-}
-
-func inPEM(kind string, ders ...[]byte) (text string) {
-	for _, der := range ders {
-		text += string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-	}
-	return text
 }

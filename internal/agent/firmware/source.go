@@ -40,11 +40,11 @@ func (o *Options) open(ctx context.Context, c *clock.Clock, from string) (source
 func openFile(path string) (source.Source, error) {
 	path, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return nil, &UnavailableError{err}
+		return nil, err
 	}
 	f, err := source.File(path)
 	if err != nil {
-		return nil, &UnavailableError{err}
+		return nil, err
 	}
 	return f, nil
 }
@@ -70,7 +70,7 @@ func openURL(ctx context.Context, address string, conf *tls.Config) (source.Sour
 	r, err := source.HTTP(ctx, address, source.Options{TLS: conf, Dial: dial})
 	if err != nil {
 		end(nil)
-		return nil, &UnavailableError{err}
+		return nil, err
 	}
 	opened.Store(true)
 	return r, nil

@@ -1,6 +1,8 @@
 package firmware
 
 import (
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,81 +12,64 @@ import (
 
 	"birthmark/internal/config"
 	"birthmark/pkg/clock"
+	"birthmark/pkg/fota"
+	"birthmark/pkg/fota/bundle"
 	bt "birthmark/pkg/fota/bundle/bundletest"
 )
 
-// TestWhomADeviceBelieves tells which files count, of those that a device may have.
-func TestWhomADeviceBelieves(t *testing.T) {
+// TestFlagsCountInPlaceOfTheDevicesFiles, each for itself. What is wrong with a file that a
+// flag names is a mistake of whoever asks; without files of the device nobody is believed.
+func TestFlagsCountInPlaceOfTheDevicesFiles(t *testing.T) {
 	maker, other := bt.NewPKI(t, "P-256", "P-256"), bt.NewPKI(t, "P-384", "P-384")
-	anchors, cas := inPEM("CERTIFICATE", maker.Root.Cert.Raw), inPEM("CERTIFICATE", maker.Issuing.Cert.Raw)
-	others := inPEM("CERTIFICATE", other.Root.Cert.Raw)
-	lists := inPEM("X509 CRL", bt.CRL(t, maker.Root, nil), bt.CRL(t, maker.Issuing, nil))
-	named := filepath.Join(t.TempDir(), "named.pem")
-	put(t, named, others)
-	for _, c := range []struct {
-		name     string
-		etc, usr map[string]string
-		o        Options
-		anchor   string // its serial number
-		crls     int
-		want     string // in the error
-	}{
-		{"the image's", nil, map[string]string{AnchorsFile: anchors, SigningCAsFile: cas, CRLsFile: lists}, Options{}, maker.Root.Cert.SerialNumber.String(), 2, ""},
-		{"without CRLs", nil, map[string]string{AnchorsFile: anchors, SigningCAsFile: cas}, Options{}, maker.Root.Cert.SerialNumber.String(), 0, ""},
-		{"the administrator's before the image's", map[string]string{AnchorsFile: others}, map[string]string{AnchorsFile: anchors, SigningCAsFile: cas}, Options{}, other.Root.Cert.SerialNumber.String(), 0, ""},
-		{"a file that is named before both", map[string]string{AnchorsFile: anchors, SigningCAsFile: cas}, nil, Options{Anchors: named}, other.Root.Cert.SerialNumber.String(), 0, ""},
-		{"nothing", nil, nil, Options{}, "", 0, "--anchors is missing"},
-		{"no signing CAs", map[string]string{AnchorsFile: anchors}, nil, Options{}, "", 0, "--signing-cas is missing"},
-		{"an empty file is not passed over", map[string]string{AnchorsFile: ""}, map[string]string{AnchorsFile: anchors, SigningCAsFile: cas}, Options{}, "", 0, "no PEM certificate in it"},
-		{"nor one that cannot be read", map[string]string{AnchorsFile + "/x": ""}, map[string]string{AnchorsFile: anchors, SigningCAsFile: cas}, Options{}, "", 0, "not a file"},
-		{"an empty list of CRLs", map[string]string{AnchorsFile: anchors, SigningCAsFile: cas, CRLsFile: ""}, nil, Options{}, "", 0, "no CRL in it"},
-		{"half a CRL", map[string]string{AnchorsFile: anchors, SigningCAsFile: cas, CRLsFile: inPEM("X509 CRL", []byte{0x30, 0x03})}, nil, Options{}, "", 0, "cannot read CRL"},
-		{"CRLs without end", map[string]string{AnchorsFile: anchors, SigningCAsFile: cas, CRLsFile: strings.Repeat("\n", crlsLimit+1)}, nil, Options{}, "", 0, "more than 4 MiB"},
+	device, dir := t.TempDir(), t.TempDir()
+	for path, text := range map[string][]byte{
+		filepath.Join(device, bundle.AnchorsFile): bt.PEM(maker.Root.Cert), filepath.Join(device, bundle.IssuersFile): bt.PEM(maker.Issuing.Cert),
+		filepath.Join(device, bundle.CRLsFile): inPEM("X509 CRL", bt.CRL(t, maker.Root, nil), bt.CRL(t, maker.Issuing, nil)),
+		filepath.Join(dir, "root.pem"):         bt.PEM(other.Root.Cert),
+		filepath.Join(dir, "ca.pem"):           bt.PEM(other.Issuing.Cert),
+		filepath.Join(dir, "ca.crl"):           bt.CRL(t, other.Issuing, nil),
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			etc, usr := t.TempDir(), t.TempDir()
-			for dir, files := range map[string]map[string]string{etc: c.etc, usr: c.usr} {
-				for name, text := range files {
-					put(t, filepath.Join(dir, name), text)
-				}
-			}
-			trust, err := c.o.trust(clock.System(), []string{etc, usr})
-			var mistake *config.Error
-			switch {
-			case c.want != "":
-				if !errors.As(err, &mistake) || !strings.Contains(err.Error(), c.want) {
-					t.Errorf("got %v, want a *config.Error with %q", err, c.want)
-				}
-				return
-			case err != nil:
-				t.Fatal(err)
-			}
-			if got := trust.Anchors[0].SerialNumber.String(); got != c.anchor {
-				t.Errorf("got anchor %s, want %s", got, c.anchor)
-			}
-			if len(trust.CRLs) != c.crls {
-				t.Errorf("got %d CRLs, want %d", len(trust.CRLs), c.crls)
-			}
-			if trust.Now.IsZero() || trust.Build == nil {
-				t.Error("it is not said when it is, or how chains are built")
-			}
-		})
+		put(t, path, string(text))
 	}
-}
-
-// TestFilesOutOfOrderAreNotPassedOver in favour of the image's: somebody meant them to
-// be used.
-func TestFilesOutOfOrderAreNotPassedOver(t *testing.T) {
-	usr := t.TempDir()
-	put(t, filepath.Join(usr, AnchorsFile), "")
-	link, file := t.TempDir(), filepath.Join(t.TempDir(), "firmware")
-	if err := os.Symlink("nowhere", filepath.Join(link, AnchorsFile)); err != nil {
-		t.Fatal(err)
-	}
-	put(t, file, "")
-	for name, etc := range map[string]string{"a link that leads nowhere": link, "a folder that is a file": file} {
-		if got, want := find([]string{etc, usr}, AnchorsFile), filepath.Join(etc, AnchorsFile); got != want {
-			t.Errorf("%s: got %q, want %q", name, got, want)
+	named := func(name string) string { return filepath.Join(dir, name) }
+	for _, c := range []struct {
+		name            string
+		o               Options
+		folder          string
+		anchor, issuing *x509.Certificate
+		crls            int
+		mistake, code   string
+	}{
+		{"no flag", Options{}, device, maker.Root.Cert, maker.Issuing.Cert, 2, "", ""},
+		{"--anchors", Options{Anchors: named("root.pem")}, device, other.Root.Cert, maker.Issuing.Cert, 2, "", ""},
+		{"--signing-cas", Options{SigningCAs: named("ca.pem")}, device, maker.Root.Cert, other.Issuing.Cert, 2, "", ""},
+		{"--crls", Options{CRLs: named("ca.crl")}, device, maker.Root.Cert, maker.Issuing.Cert, 1, "", ""},
+		{"--anchors of nothing", Options{Anchors: named("nowhere")}, device, nil, nil, 0, "--anchors: there is no " + named("nowhere"), ""},
+		{"--signing-cas of something else", Options{SigningCAs: named("ca.crl")}, device, nil, nil, 0, "--signing-cas: ", ""},
+		{"--crls of something else", Options{CRLs: named("ca.pem")}, device, nil, nil, 0, `want only "X509 CRL"`, ""},
+		{"no file", Options{}, dir, nil, nil, 0, "", "anchors"},
+		{"no file but --anchors", Options{Anchors: named("root.pem")}, dir, nil, nil, 0, "", "issuers"},
+		{"no file but these two", Options{Anchors: named("root.pem"), SigningCAs: named("ca.pem")}, dir, nil, nil, 0, "", "crl"},
+	} {
+		got, err := c.o.trust(clock.System(), []string{c.folder})
+		var mistake *config.Error
+		var no *fota.Refusal
+		switch {
+		case c.mistake != "":
+			if !errors.As(err, &mistake) || !strings.Contains(err.Error(), c.mistake) {
+				t.Errorf("%s: got %v, want a *config.Error with %q", c.name, err, c.mistake)
+			}
+		case c.code != "":
+			if !errors.As(err, &no) || no.Stage != fota.StageChain || no.Code != c.code {
+				t.Errorf("%s: got %v, want a refusal at chain, %s", c.name, err, c.code)
+			}
+		case err != nil:
+			t.Errorf("%s: %v", c.name, err)
+		case !got.Anchors[0].Equal(c.anchor) || !got.Issuers[0].Equal(c.issuing) || len(got.CRLs) != c.crls:
+			t.Errorf("%s: got anchor %s, CA %s, %d CRLs; want %s, %s, %d", c.name, got.Anchors[0].Subject, got.Issuers[0].Subject, len(got.CRLs),
+				c.anchor.Subject, c.issuing.Subject, c.crls)
+		case got.Now.IsZero() || got.Build == nil:
+			t.Errorf("%s: it is not said when it is, or how chains are built", c.name)
 		}
 	}
 }
@@ -94,8 +79,9 @@ func TestFilesOutOfOrderAreNotPassedOver(t *testing.T) {
 func TestAClockOfThePastIsNotBelieved(t *testing.T) {
 	dir := t.TempDir()
 	maker := bt.NewPKI(t, "P-256", "P-256")
-	put(t, filepath.Join(dir, AnchorsFile), inPEM("CERTIFICATE", maker.Root.Cert.Raw))
-	put(t, filepath.Join(dir, SigningCAsFile), inPEM("CERTIFICATE", maker.Issuing.Cert.Raw))
+	put(t, filepath.Join(dir, bundle.AnchorsFile), string(bt.PEM(maker.Root.Cert)))
+	put(t, filepath.Join(dir, bundle.IssuersFile), string(bt.PEM(maker.Issuing.Cert)))
+	put(t, filepath.Join(dir, bundle.CRLsFile), string(bt.CRL(t, maker.Root, nil)))
 	built := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 	trust, err := new(Options).trust(clock.Fixed(built, time.Time{}, time.Unix(0, 0), false), []string{dir})
 	if err != nil {
@@ -114,4 +100,11 @@ func put(t *testing.T, path, text string) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func inPEM(kind string, ders ...[]byte) (text []byte) {
+	for _, der := range ders {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})...)
+	}
+	return text
 }

@@ -1,17 +1,15 @@
 package sign
 
 import (
-	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 
-	"birthmark/internal/config"
 	"birthmark/internal/lab/ca"
 	"birthmark/pkg/clock"
 	"birthmark/pkg/cms"
+	"birthmark/pkg/fota/bundle"
 	"birthmark/pkg/store"
 )
 
@@ -56,9 +54,9 @@ func lab(dir string) (_ Signer, err error) {
 	}
 	file := func(name string) string { return filepath.Join(dir, name) }
 	for name, text := range map[string][]byte{
-		"anchors.pem":     pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Root().Raw}),
-		"signing-cas.pem": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Issuing().Raw}),
-		"crls.pem":        crls,
+		"anchors.pem":      pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Root().Raw}),
+		bundle.IssuersFile: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Issuing().Raw}),
+		bundle.CRLsFile:    crls,
 	} {
 		if err := store.WriteFile(file(name), text, 0o644); err != nil {
 			return Signer{}, err
@@ -66,34 +64,17 @@ func lab(dir string) (_ Signer, err error) {
 	}
 	return Signer{
 		Certificate: file("signer.pem"), Key: file("signer.pem"), Intermediates: []string{file("issuing.pem")},
-		Anchors: file("anchors.pem"), SigningCAs: file("signing-cas.pem"), CRLs: file("crls.pem"),
+		Anchors: file(bundle.AnchorsFile), SigningCAs: file(bundle.IssuersFile), CRLs: file(bundle.CRLsFile),
 	}, nil
 }
 
 // trust is what a device with these files believes, today.
 func (s Signer) trust() (*cms.Trust, error) {
+	t, err := bundle.TrustFiles{Anchors: []string{s.Anchors}, Issuers: []string{s.SigningCAs}, CRLs: []string{s.CRLs}}.Read()
+	if err != nil {
+		return nil, refused(err)
+	}
 	now := clock.Host()
-	t := &cms.Trust{Now: now.Now(), Build: now.Verify}
-	var err error
-	if t.Anchors, err = config.ReadCertificates(s.Anchors); err != nil {
-		return nil, err
-	}
-	if t.Issuers, err = config.ReadCertificates(s.SigningCAs); err != nil {
-		return nil, err
-	}
-	t.CRLs, err = readCRLs(s.CRLs)
-	return t, err
-}
-
-// readCRLs reads a file with one CRL or more.
-func readCRLs(path string) ([]*x509.RevocationList, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	lists, err := cms.ReadCRLs(text)
-	if err != nil {
-		return nil, fmt.Errorf("cannot use %s: %w", path, err)
-	}
-	return lists, nil
+	t.Now, t.Build = now.Now(), now.Verify
+	return t, nil
 }

@@ -41,6 +41,11 @@
 // holds for every later reading. The price is that all is read twice, and the limit of
 // 2 GiB - 1 for the payload.
 //
+// # Whom to believe
+//
+// [TrustFiles] reads that from files: root certificates, pinned CAs and CRLs. Everybody who
+// installs a bundle, or says whether it would be installed, reads them there.
+//
 // # What is refused on purpose
 //
 // Encrypted bundles, hooks, handlers, adaptive images, images for variants: a device
@@ -52,7 +57,7 @@
 //
 //	container  trailer unsigned plain
 //	cms        crypt, and the codes of [cms.ReadSigned]
-//	chain      the codes of [cms.Trust.Verify]
+//	chain      the codes of [cms.Trust.Verify] and [TrustFiles.Read]
 //	manifest   size text syntax duplicate unknown missing value filename version
 //	           format verity inner, and what is refused on purpose: crypt hooks
 //	           handler adaptive variant
