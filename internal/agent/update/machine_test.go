@@ -44,6 +44,7 @@ type machine struct {
 	lies    map[string]bool       // of the installer, by his verb
 	hangs   map[string]bool
 	away    int                          // times that the source is away
+	later   time.Duration                // that it asks for then
 	bundles map[string]*fota.Manifest    // by path
 	spoilt  error                        // of Open
 	fails   map[string]int               // times that a verb fails
@@ -247,7 +248,7 @@ func (b memory) ReadAt(p []byte, off int64) (int, error) {
 	defer b.m.mu.Unlock()
 	if b.m.away > 0 && off > 0 {
 		b.m.away--
-		return 0, &source.UnavailableError{Err: errors.New("connection refused")}
+		return 0, &source.UnavailableError{RetryAfter: b.m.later, Err: errors.New("connection refused")}
 	}
 	return b.Reader.ReadAt(p, off)
 }

@@ -118,8 +118,8 @@ func (u *Updater) wanted(ctx context.Context, m *fota.Manifest) error {
 	return st.Policy().Check(m)
 }
 
-// unavailable reports whether err may pass by waiting for a server.
-func unavailable(err error) bool {
-	var away *source.UnavailableError
-	return errors.As(err, &away)
+// unavailable is the part of err that may pass by waiting for a server; nil if none may.
+func unavailable(err error) (away *source.UnavailableError) {
+	errors.As(err, &away)
+	return away
 }

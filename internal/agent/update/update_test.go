@@ -24,6 +24,8 @@ func TestUpdatesEnd(t *testing.T) {
 	}{
 		{"a source that is away for a while is waited for", func(m *machine) { m.away = 5 }, update.Installed, "", 5 * time.Second},
 		{"one that is away for a day is given up", func(m *machine) { m.away = 1 << 30 }, update.Failed, "connection refused", 24 * time.Hour},
+		{"a server that asks to be left alone for an hour is", func(m *machine) { m.away, m.later = 3, time.Hour }, update.Installed, "", 3 * time.Hour},
+		{"and for a year until it is given up", func(m *machine) { m.away, m.later = 1<<30, 365*24*time.Hour }, update.Failed, "connection refused", 24 * time.Hour},
 		{"an installer that fails twice gets a third try", func(m *machine) { m.fails["install"] = 2 }, update.Installed, "", 0},
 		{"and no fourth", func(m *machine) { m.fails["install"] = 3 }, update.Failed, "given up after 3 tries; the last: input/output error", 0},
 		{"arming and blessing are tried again", func(m *machine) { m.fails["arm"], m.fails["bless"] = 4, 4 }, update.Installed, "", 0},

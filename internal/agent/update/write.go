@@ -43,10 +43,14 @@ func (u *Updater) write(ctx context.Context, s State) error {
 	until := time.Now().Add(awayLimit)
 	for attempt := 0; ; attempt++ {
 		err = u.deliver(ctx, s)
-		if !unavailable(err) || ctx.Err() != nil || time.Now().After(until) {
+		away := unavailable(err)
+		if away == nil || ctx.Err() != nil || !time.Now().Before(until) {
 			break
 		}
-		wait := rand.N(min(retryBase<<min(attempt, 16), retryCap)) + retryBase
+		// What a server asks for is kept, and devices that it has asked in one moment do not
+		// come back in one moment.
+		wait := away.RetryAfter + rand.N(min(retryBase<<min(attempt, 16), retryCap)) + retryBase
+		wait = min(wait, time.Until(until))
 		u.Log.Warn("a bundle cannot be had, will be tried again", "from", s.From.String(), "err", err, "in", wait.Round(time.Second/10))
 		u.Beat(wait + aliveStep)
 		select {
@@ -61,7 +65,7 @@ func (u *Updater) write(ctx context.Context, s State) error {
 		return u.remember(func(s *State) { s.Phase, s.Why = Written, nil })
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.As(err, &refusal), errors.Is(err, source.ErrChanged), errors.Is(err, fs.ErrNotExist), unavailable(err):
+	case errors.As(err, &refusal), errors.Is(err, source.ErrChanged), errors.Is(err, fs.ErrNotExist), unavailable(err) != nil:
 		return u.settle(ctx, Failed, because(err))
 	}
 	return errors.Join(err, u.Save(func(s *State) error { s.Why = because(err); return nil }))
