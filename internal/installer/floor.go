@@ -222,15 +222,15 @@ func (s *Server) raise(ctx context.Context, sure func(context.Context) error) {
 }
 
 // stand puts the floor into what Boot says. What runs and is blessed is part of it, even
-// before it is raised, and so is what is remembered where the chip holds none. With an
-// error it may be higher.
+// before it is raised. With an error it may be higher; rot.ErrCleared means that it is
+// what is remembered, since the chip holds none.
 func (s *Server) stand(ctx context.Context, device *fota.Status) error {
 	level, err := s.floor.read(ctx)
 	if !device.Trial {
 		level = max(level, uint64(device.Running.Security))
 	}
 	device.Floor = uint32(min(level, math.MaxUint32))
-	if err != nil && !errors.Is(err, rot.ErrCleared) {
+	if err != nil {
 		return fmt.Errorf("cannot tell how high the floor is: %w", err)
 	}
 	return nil
@@ -238,7 +238,10 @@ func (s *Server) stand(ctx context.Context, device *fota.Status) error {
 
 // floorNotes are what somebody should know about the floor.
 func (s *Server) floorNotes(device fota.Status, err error) (notes []string) {
-	if err != nil {
+	switch missing := errors.Is(err, rot.ErrCleared); {
+	case missing && !device.Trial: // or else it is made when what runs is blessed
+		notes = append(notes, "the TPM holds no floor, which is remembered on the disk only: see the installer's log")
+	case err != nil && !missing:
 		notes = append(notes, err.Error())
 	}
 	if running := device.Running; device.Floor > running.Security {

@@ -21,12 +21,20 @@ type fakeChip struct {
 	made         bool
 	floor, epoch uint64
 	err          error // of whoever opens it
+	locked       error // of whoever makes counters
 	opened       int   // and not closed
 	do           func(effect string, f func())
 }
 
 func newChip(floor uint64) *fakeChip {
 	return &fakeChip{ek: "ek 1", srk: "srk 1", made: true, floor: floor, epoch: 7, do: func(_ string, f func()) { f() }}
+}
+
+// bareChip has no counters.
+func bareChip() *fakeChip {
+	c := newChip(0)
+	c.made, c.epoch = false, 0
+	return c
 }
 
 func (c *fakeChip) open(_ context.Context, known rot.Identity) (Chip, error) {
@@ -62,6 +70,9 @@ func (c *fakeChip) Count(_ context.Context, which rot.Counter) (uint64, error) {
 }
 
 func (c *fakeChip) MakeCounters(_ context.Context, floor, epoch uint64) error {
+	if c.locked != nil {
+		return c.locked
+	}
 	if !c.made {
 		c.do("chip: make", func() { c.made, c.floor, c.epoch = true, floor, epoch })
 	}
@@ -126,18 +137,15 @@ func TestTheFloor(t *testing.T) {
 		{"behind, and on trial, waits to be blessed", newChip(1), "1.0.0+sv4", true, nil, 1, 1, 4, 4, ""},
 		{"ahead stays", newChip(5), "1.0.0+sv1", false, nil, 5, 5, 5, 5, "1.0.0+sv1 runs, which is below the floor, security version 5"},
 		{"raised by somebody else", newChip(1), "1.0.0+sv1", false, func(c *fakeChip) { c.floor = 3 }, 3, 3, 3, 3, "1.0.0+sv1 runs, which is below the floor, security version 3"},
-		{"never made", &fakeChip{ek: "ek 1", srk: "srk 1"}, "1.0.0+sv3", false, nil, 3, 3, 3, 3, ""},
-		{"never made, on trial", &fakeChip{ek: "ek 1", srk: "srk 1"}, "1.0.0+sv3", true, nil, 0, 0, 3, 3, ""},
-		{"never made, and nothing was ever closed", &fakeChip{ek: "ek 1", srk: "srk 1"}, "1.0.0+sv0", false, nil, 0, 0, 0, 0, ""},
+		{"never made", bareChip(), "1.0.0+sv3", false, nil, 3, 3, 3, 3, ""},
+		{"never made, on trial", bareChip(), "1.0.0+sv3", true, nil, 0, 0, 3, 3, ""},
+		{"never made, and nothing was ever closed", bareChip(), "1.0.0+sv0", false, nil, 0, 0, 0, 0, ""},
 		{"lost to TPM2_Clear", newChip(5), "1.0.0+sv1", false, (*fakeChip).clear, 5, 5, 5, 5, "the TPM was cleared"},
 		{"lost, and made anew lower by somebody", newChip(5), "1.0.0+sv1", false, func(c *fakeChip) { c.clear(); c.made, c.floor = true, 0 }, 5, 1, 1, 5, "below the floor, security version 5"},
 		{"far behind goes up by steps", newChip(1), "1.0.0+sv100", false, nil, 100, 65, 100, 100, ""},
 		{"beyond what a version can say", newChip(1 << 40), "1.0.0+sv1", false, nil, 1<<32 - 1, 1 << 40, 1 << 40, 1<<32 - 1, "below the floor"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if c.chip.do == nil {
-				c.chip.do = func(_ string, f func()) { f() }
-			}
 			d := newDevice(t)
 			if c.before != nil {
 				d.startWith(c.chip.open)
@@ -243,6 +251,34 @@ func TestWithoutTheChip(t *testing.T) {
 				t.Errorf("when it answers again it has floor %d, want 5", chip.floor)
 			}
 		})
+	}
+}
+
+// TestCountersThatCannotBeMade: the chip's owner has a password. What is remembered is
+// better than nothing, and that it is no more is told.
+func TestCountersThatCannotBeMade(t *testing.T) {
+	chip := bareChip()
+	chip.locked = rot.ErrUnavailable
+	d := newDevice(t)
+	d.stopped()
+	d.loader.status.Running = version(t, "1.0.0+sv3")
+	d.startWith(chip.open)
+	if st := d.stands(); st.Device.Floor != 3 || len(st.Notes) != 1 || !strings.Contains(st.Notes[0], "the TPM holds no floor") {
+		t.Errorf("got floor %d, notes %q; want 3, and to be told where it is", st.Device.Floor, st.Notes)
+	}
+	if err := d.Bless(t.Context()); err != nil {
+		t.Errorf("bless: %v", err)
+	}
+	d.stopped()
+	d.loader.status.Running = version(t, "0.9.0+sv1") // an old image
+	d.startWith(chip.open)
+	_, err := d.try(d.release("1.0.0+sv2"))
+	wantRefusal(t, "a release below the floor", err, fota.StagePolicy, "floor")
+	d.mustInstall("1.0.0+sv3")
+	d.stopped()
+	chip.locked = nil
+	if d.startWith(chip.open); chip.floor != 3 {
+		t.Errorf("when they can be made the floor is %d, want 3", chip.floor)
 	}
 }
 
@@ -355,7 +391,7 @@ func TestTheFloorIsNeverAboveWhatRuns(t *testing.T) {
 	}{
 		{"one step", func() *fakeChip { return newChip(3) }, 3, 4, []string{"chip: raise", "boot: bless", "boot: sync", "store: write"}},
 		{"three steps", func() *fakeChip { return newChip(1) }, 1, 4, []string{"chip: raise", "boot: bless", "boot: sync", "store: write"}},
-		{"never made", func() *fakeChip { c := newChip(0); c.made = false; return c }, 0, 4, []string{"chip: make", "boot: bless", "store: write"}},
+		{"never made", bareChip, 0, 4, []string{"chip: make", "boot: bless", "store: write"}},
 		{"lost", func() *fakeChip { c := newChip(3); c.clear(); return c }, 6, 6, []string{"chip: make", "boot: bless", "store: write"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

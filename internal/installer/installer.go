@@ -253,7 +253,7 @@ func (s *Server) look(ctx context.Context) (fota.Status, error) {
 	if err != nil {
 		return device, fmt.Errorf("cannot tell how things are: %w", err)
 	}
-	if err := s.stand(ctx, &device); err != nil {
+	if err := s.stand(ctx, &device); err != nil && !errors.Is(err, rot.ErrCleared) {
 		return device, err
 	}
 	s.mu.Lock()
