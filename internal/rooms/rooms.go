@@ -42,6 +42,8 @@ var graph = map[string][]string{
 	"pkg/fota":                 {},
 	"pkg/fota/bundle":          {"pkg/cms", "pkg/fota", "pkg/fota/bundle/squashfs"},
 	"pkg/fota/bundle/squashfs": {"github.com/klauspost/compress", "github.com/ulikunitz/xz"},
+	"pkg/fota/fotatest":        {"pkg/fota"},
+	"pkg/fota/rauc":            {"pkg/fota", "pkg/fota/slot", "pkg/store", "github.com/godbus/dbus"},
 	"pkg/fota/sdboot":          {"pkg/cms", "pkg/fota", "pkg/fota/sdboot/pe", "pkg/fota/slot", "golang.org/x/sys"},
 	"pkg/fota/sdboot/pe":       {},
 	"pkg/fota/slot":            {"pkg/fota", "golang.org/x/sys"},
@@ -81,11 +83,12 @@ var graph = map[string][]string{
 	"internal/swtpm":           {},
 	"internal/swtpm/swtpmtest": {"internal/swtpm"},
 	"internal/lab":             {"internal/lab/broker", "internal/lab/ca", "internal/lab/est", "pkg/store"},
+	"internal/lab/board":       {"internal/sysroot", "pkg/cms", "pkg/fota", "pkg/fota/sdboot/pe", "pkg/fota/sdboot/pe/petest", "golang.org/x/sys"},
 	"internal/lab/broker":      {"github.com/mochi-mqtt/server"},
 	"internal/lab/ca":          {},
 	"internal/lab/est":         {"internal/lab/ca", "go.mozilla.org/pkcs7"},
 	"internal/lab/demo":        {"internal/lab", "internal/lab/ca", "internal/swtpm", "go.mozilla.org/pkcs7"},
-	"internal/lab/sign":        {"internal/lab/ca", "pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/fota/sdboot/pe", "pkg/store"},
+	"internal/lab/sign":        {"internal/lab/ca", "pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/fota/sdboot", "pkg/store"},
 	"cmd/lab":                  {"internal/cli", "internal/lab", "internal/lab/ca", "internal/lab/demo", "internal/lab/sign", "pkg/fota", "github.com/spf13/cobra"},
 
 	// Tests of the whole, what they share, and the test of the house.
@@ -103,10 +106,13 @@ var graph = map[string][]string{
 	"test/bench":                   {"internal/lab", "internal/swtpm", "golang.org/x/sys"},
 	"test/deb":                     {"test/qemu/image"},
 	"test/docs":                    {},
-	"test/mutants":                 {},
-	"test/qemu/image":              {},
+	"test/firmware": {"internal/agent/firmware", "internal/agent/update", "internal/installer", "internal/lab/sign",
+		"pkg/clock", "pkg/fota", "pkg/fota/bundle", "pkg/fota/sdboot", "pkg/fota/source", "golang.org/x/sys"},
+	"test/mutants":    {},
+	"test/qemu/image": {},
 	"test/qemu": {"internal/agent", "internal/lab", "internal/lab/sign", "internal/swtpm", "pkg/audit", "pkg/fota", "pkg/lifecycle", "pkg/store",
-		"test/qemu/image", "test/qemu/machine", "test/qemu/writelog"},
+		"test/qemu/boot", "test/qemu/image", "test/qemu/machine", "test/qemu/writelog"},
+	"test/qemu/boot":     {"pkg/fota"}, // what a disk holds, in the words of releases
 	"test/qemu/initrd":   {"golang.org/x/sys"},
 	"test/qemu/machine":  {"internal/swtpm"},
 	"test/qemu/writelog": {},
@@ -122,6 +128,7 @@ var testsMay = []string{
 	"internal/lab", "internal/lab/broker", "internal/lab/ca", "internal/lab/est",
 	"pkg/rot/rottest",              // what every root of trust promises
 	"pkg/rot/tpm",                  // the real one, in front of internal/swtpm
+	"pkg/fota/fotatest",            // what every installer promises
 	"pkg/fota/bundle/bundletest",   // bundles, good and bad
 	"pkg/fota/sdboot/pe/petest",    // programs for firmware
 	"internal/metrics/metricstest", // what Prometheus reads

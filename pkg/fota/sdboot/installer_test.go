@@ -3,17 +3,133 @@ package sdboot
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"os"
-	"slices"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"birthmark/pkg/fota"
+	"birthmark/pkg/fota/fotatest"
 	"birthmark/pkg/fota/sdboot/pe/petest"
 )
+
+// TestSuite holds what every installer promises.
+func TestSuite(t *testing.T) {
+	fotatest.Run(t, func(t *testing.T) fotatest.Device {
+		d, i := newInstaller(t)
+		return &started{d, i, map[string]string{"1.0.0+sv1": commandLine(1, 10)}}
+	})
+}
+
+// A started device is one with a boot loader.
+type started struct {
+	device
+	installer Installer
+	lines     map[string]string // the kernel's command lines, by release
+}
+
+// Installer implements [fotatest.Device].
+func (d *started) Installer() fota.Installer { return d.installer }
+
+// Start implements [fotatest.Device]: the newest entry that has tries left, and one that
+// has none if there is no other.
+func (d *started) Start() {
+	d.Helper()
+	l := d.loader()
+	var best Entry
+	better := func(e Entry) bool {
+		v, err := fota.ParseVersion(e.Version)
+		d.must(err)
+		before, err := fota.ParseVersion(best.Version)
+		bad, wasBad := e.Counted && e.Left == 0, best.Counted && best.Left == 0
+		return err != nil || bad == wasBad && v.Compare(before) > 0 || !bad && wasBad
+	}
+	for name := range strings.FieldsSeq(d.files()) {
+		if e, ok := l.parseEntry(name); ok && better(e) {
+			best = e
+		}
+	}
+	d.set(entrySelected, text(best.File))
+	if best.Counted && best.Left > 0 {
+		counted := fmt.Sprintf("birthmark_%s+%d-%d.efi", best.Version, best.Left-1, best.Done+1)
+		d.must(os.Rename(d.entry(best.File), d.entry(counted)))
+		best.File = counted
+	}
+	d.set(bootCountPath, text(`\EFI\Linux\`+best.File))
+	d.runs(best.Version)
+	d.must(os.WriteFile(d.path("proc/cmdline"), []byte(d.lines[best.Version]), 0o644))
+}
+
+func (d *started) entry(name string) string { return d.path("efi/EFI/Linux/" + name) }
+
+// Release implements [fotatest.Device].
+func (d *started) Release(version string) fotatest.Release {
+	tree := byte(10 + len(d.lines))
+	d.lines[version] = commandLine(tree, 10)
+	return ship(d, version, tree, tree)
+}
+
+// parts are the file that starts a version and the slot with its root, "" if they are not
+// there.
+func (d *started) parts(version string, runs bool) (uki, root []byte) {
+	d.Helper()
+	for name := range strings.FieldsSeq(d.files()) {
+		if strings.HasPrefix(name, "birthmark_"+version+"+") || name == ".birthmark_"+version+".new" {
+			b, err := os.ReadFile(d.entry(name))
+			d.must(err)
+			uki = b
+		}
+	}
+	line, err := os.ReadFile(d.path("proc/cmdline"))
+	d.must(err)
+	tree, err := parseTree(string(line))
+	d.must(err)
+	for _, name := range slotNames {
+		is, err := tree.isIn(slotPath(d.root, name))
+		d.must(err)
+		if is == runs {
+			root, err = os.ReadFile(slotPath(d.root, name))
+			d.must(err)
+		}
+	}
+	return uki, root
+}
+
+// Running implements [fotatest.Device].
+func (d *started) Running() []byte {
+	d.Helper()
+	_, v, err := fota.Identity(os.DirFS(d.root))
+	d.must(err)
+	uki, root := d.parts(v.String(), true)
+	if len(uki) == 0 {
+		d.Fatalf("what starts %v is gone", v)
+	}
+	return append(root, uki...)
+}
+
+// Holds implements [fotatest.Device].
+func (d *started) Holds(r fotatest.Release) bool {
+	d.Helper()
+	uki, root := d.parts(r.Version.String(), false)
+	return bytes.Equal(uki, r.Contents[fota.UKISlot]) && bytes.HasPrefix(root, r.Contents[fota.RootSlot])
+}
+
+// Spoil implements [fotatest.Device]. It is the UKI, since the root file system is
+// verified when it is used, against what the UKI says.
+func (d *started) Spoil() {
+	d.Helper()
+	drafts, err := filepath.Glob(d.entry(".birthmark_*.new"))
+	d.must(err)
+	for _, draft := range drafts {
+		b, err := os.ReadFile(draft)
+		d.must(err)
+		b[len(b)-1]++
+		d.must(os.WriteFile(draft, b, 0o600))
+	}
+}
 
 // newInstaller is a device on which 1.0.0+sv1 runs from root-a, out of the factory.
 func newInstaller(tb testing.TB) (device, Installer) {
@@ -34,176 +150,50 @@ func (d device) runs(version string) {
 	d.must(os.WriteFile(d.path("usr/lib/os-release"), []byte("IMAGE_ID=birthmark\nIMAGE_VERSION="+version+"\n"), 0o644))
 }
 
-// A shipment is a release, as it comes out of a bundle.
-type shipment struct {
-	*fota.Manifest
-	contents map[string][]byte // by class
-	fails    error             // at the end of every image
-}
-
 // ship makes a release whose root file system has the hash tree of a byte, and whose UKI
 // starts that of another.
-func ship(t *testing.T, version string, root, starts byte) shipment {
-	v, err := fota.ParseVersion(version)
-	if err != nil {
-		t.Fatal(err)
-	}
-	uki := petest.Program(petest.Section{Name: ".linux", Text: "kernel"},
+func ship(t testing.TB, version string, root, starts byte) fotatest.Release {
+	r := fotatest.NewRelease(t, "birthmark", version)
+	r.Image(fota.RootSlot, append(make([]byte, 10*blockSize), treeTop(root)...))
+	r.Image(fota.UKISlot, petest.Program(petest.Section{Name: ".linux", Text: "kernel"},
 		petest.Section{Name: ".osrel", Text: "IMAGE_VERSION=" + version + "\n"},
-		petest.Section{Name: ".cmdline", Text: "init=/sbin/init " + commandLine(starts, 10)})
-	s := shipment{Manifest: &fota.Manifest{Compatible: "birthmark", Version: v, Format: fota.FormatVerity}, contents: map[string][]byte{fota.RootSlot: append(make([]byte, 10*blockSize), treeTop(root)...), fota.UKISlot: uki}}
-	for _, class := range []string{fota.RootSlot, fota.UKISlot} {
-		b := s.contents[class]
-		s.Images = append(s.Images, fota.Image{Slot: class, File: class + ".img", Size: int64(len(b)), SHA256: sha256.Sum256(b)})
-	}
-	return s
+		petest.Section{Name: ".cmdline", Text: "init=/sbin/init " + commandLine(starts, 10)}))
+	return r
 }
 
-// resize makes the manifest right again.
-func (s shipment) resize() {
-	for i, image := range s.Images {
-		b := s.contents[image.Slot]
-		s.Images[i].Size, s.Images[i].SHA256 = int64(len(b)), sha256.Sum256(b)
-	}
-}
-
-func (s shipment) copy(_ context.Context, w io.Writer, image fota.Image, progress func(done, total int64)) error {
-	n, err := w.Write(s.contents[image.Slot])
-	if err != nil {
-		return err
-	}
-	progress(int64(n), image.Size)
-	return s.fails
-}
-
-func (s shipment) into(t *testing.T, i Installer) error {
-	return i.Install(t.Context(), s.Manifest, s.copy, func(done, total int64) {
-		if done > total || total != s.Images[0].Size+s.Images[1].Size {
-			t.Errorf("%d of %d bytes are done, of %d", done, total, s.Images[0].Size+s.Images[1].Size)
-		}
-	})
-}
-
-func (d device) status(i Installer) fota.Status {
-	d.Helper()
-	st, err := i.Status(d.Context())
-	d.must(err)
-	return st
-}
-
-func TestInstaller(t *testing.T) {
-	d, i := newInstaller(t)
-	st := d.status(i)
-	if st.Compatible != "birthmark" || st.Running.String() != "1.0.0+sv1" || st.Floor != 1 || !st.Trial || st.Other.Mark != "" || st.Slots[fota.RootSlot] == 0 {
-		t.Errorf("out of the factory the status is %+v", st)
-	}
-	d.must(i.Bless(t.Context()))
-	if d.status(i).Trial {
-		t.Error("blessed, and still on trial")
-	}
-
-	next := ship(t, "1.1.0+sv2", 2, 2)
-	d.must(st.Policy().Check(next.Manifest))
-	for range 2 {
-		d.must(next.into(t, i))
-		if o := d.status(i).Other; o.Mark != fota.Staged || o.Version != next.Version {
-			t.Fatalf("installed, and the other release is %+v", o)
-		}
-	}
-	if b, err := os.ReadFile(d.path("dev/disk/by-partlabel/root-b")); err != nil || !bytes.HasPrefix(b, next.contents[fota.RootSlot]) {
-		t.Errorf("root-b does not hold what was installed (%v)", err)
-	}
-	if b, err := os.ReadFile(d.path("dev/disk/by-partlabel/root-a")); err != nil || !bytes.Equal(b[10*blockSize:11*blockSize], treeTop(1)) {
-		t.Errorf("root-a, from which the device runs, was written to (%v)", err)
-	}
-	for range 2 {
-		d.must(i.Arm(t.Context(), next.Manifest))
-		if o := d.status(i).Other; o.Mark != fota.Armed || o.Tries != 3 {
-			t.Errorf("armed, and the other release is %+v", o)
-		}
-	}
-	d.wantFiles("birthmark_1.0.0+sv1+3.efi", "birthmark_1.1.0+sv2+3.efi")
-
-	// The boot loader counts a try, and the new release runs.
-	d.must(os.Rename(d.path("efi/EFI/Linux/birthmark_1.1.0+sv2+3.efi"), d.path("efi/EFI/Linux/birthmark_1.1.0+sv2+2-1.efi")))
-	d.set(entrySelected, text("birthmark_1.1.0+sv2+3.efi"))
-	d.set(bootCountPath, text(`\EFI\Linux\birthmark_1.1.0+sv2+2-1.efi`))
-	d.runs("1.1.0+sv2")
-	d.must(os.WriteFile(d.path("proc/cmdline"), []byte(commandLine(2, 10)), 0o644))
-	if st := d.status(i); !st.Trial || st.Running != next.Version || st.Other.Mark != fota.Kept || st.Other.Version.String() != "1.0.0+sv1" {
-		t.Errorf("after the start the status is %+v", st)
-	}
-	d.must(i.Bless(t.Context()))
-	d.must(i.Cancel(t.Context())) // of nothing: the old release stays
-	d.wantFiles("birthmark_1.0.0+sv1+3.efi", "birthmark_1.1.0+sv2+3.efi")
-}
-
-func TestInstallerComesBack(t *testing.T) {
-	d, i := newInstaller(t)
-	next := ship(t, "1.1.0+sv2", 2, 2)
-	d.must(next.into(t, i))
-	d.must(i.Cancel(t.Context()))
-	d.wantFiles("birthmark_1.0.0+sv1+2-1.efi")
-	wantRefusal(t, "arm what was taken back", i.Arm(t.Context(), next.Manifest), fota.StageBoot, "staged")
-
-	d.must(next.into(t, i))
-	d.must(i.Arm(t.Context(), next.Manifest))
-	d.must(os.Rename(d.path("efi/EFI/Linux/birthmark_1.1.0+sv2+3.efi"), d.path("efi/EFI/Linux/birthmark_1.1.0+sv2+0-3.efi")))
-	if o := d.status(i).Other; o.Mark != fota.Failed || o.Version != next.Version {
-		t.Errorf("tried three times, and the other release is %+v", o)
-	}
-	wantRefusal(t, "arm what failed", i.Arm(t.Context(), next.Manifest), fota.StageBoot, "staged")
-	d.must(i.Cancel(t.Context()))
-	d.must(i.Cancel(t.Context()))
-	d.wantFiles("birthmark_1.0.0+sv1+2-1.efi")
-}
-
-func TestInstallerLeavesNothingHalf(t *testing.T) {
-	broken := errors.New("the bundle is not what it was")
+// What starts nothing, or something else, is refused, and not left behind.
+func TestInstallerRefusesWhatDoesNotStart(t *testing.T) {
 	for name, c := range map[string]struct {
-		spoil       func(*shipment)
-		stage, code string
+		release func() fotatest.Release
+		code    string
 	}{
-		"a program, but no UKI": {func(s *shipment) {
-			s.contents[fota.UKISlot] = petest.Program(petest.Section{Name: ".text", Text: "shell"})
-			s.resize()
-		}, "boot", "uki"},
-		"the bundle changes":               {func(s *shipment) { s.fails = broken }, "", ""},
-		"other bytes than the manifest's":  {func(s *shipment) { s.Images[0].SHA256[0]++ }, "", ""},
-		"fewer bytes":                      {func(s *shipment) { s.contents[fota.RootSlot] = s.contents[fota.RootSlot][:100] }, "", ""},
-		"no UKI":                           {func(s *shipment) { s.Images = s.Images[:1] }, "slot", "images"},
-		"two root file systems":            {func(s *shipment) { s.Images = append(s.Images, s.Images[0]) }, "slot", "images"},
-		"a class that nobody knows":        {func(s *shipment) { s.Images[1].Slot = "appfs" }, "slot", "images"},
-		"larger than the slot":             {func(s *shipment) { s.Images[0].Size = 1 << 40 }, "slot", "size"},
-		"the UKI of another version":       {func(s *shipment) { s.Version.Minor = 7 }, "boot", "version"},
-		"the UKI starts another root":      {func(s *shipment) { *s = ship(t, "1.1.0+sv2", 2, 3) }, "boot", "root"},
-		"the UKI starts what runs already": {func(s *shipment) { *s = ship(t, "1.1.0+sv2", 2, 1) }, "boot", "root"},
+		"a program, but no UKI": {func() fotatest.Release {
+			r := ship(t, "1.1.0+sv2", 2, 2)
+			r.Images = r.Images[:1]
+			r.Image(fota.UKISlot, petest.Program(petest.Section{Name: ".text", Text: "shell"}))
+			return r
+		}, "uki"},
+		"the UKI of another version": {func() fotatest.Release {
+			r := ship(t, "1.1.0+sv2", 2, 2)
+			r.Version.Minor = 7
+			return r
+		}, "version"},
+		"the UKI starts another root":      {func() fotatest.Release { return ship(t, "1.1.0+sv2", 2, 3) }, "root"},
+		"the UKI starts what runs already": {func() fotatest.Release { return ship(t, "1.1.0+sv2", 2, 1) }, "root"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d, i := newInstaller(t)
-			s := ship(t, "1.1.0+sv2", 2, 2)
-			s.Images = slices.Clone(s.Images)
-			c.spoil(&s)
-			err := s.into(t, i)
-			switch {
-			case err == nil:
-				t.Fatal("it was installed")
-			case c.stage != "":
-				wantRefusal(t, name, err, fota.Stage(c.stage), c.code)
-			case s.fails != nil && !errors.Is(err, broken):
-				t.Errorf("got %v, want %v", err, broken)
-			}
+			r := c.release()
+			err := i.Install(t.Context(), r.Manifest, func(_ context.Context, w io.Writer, image fota.Image, _ func(done, total int64)) error {
+				_, err := w.Write(r.Contents[image.Slot])
+				return err
+			}, func(done, total int64) {})
+			wantRefusal(t, name, err, fota.StageBoot, c.code)
 			d.wantFiles("birthmark_1.0.0+sv1+2-1.efi")
-			if c.stage == "boot" && c.code != "root" {
+			if c.code != "root" {
 				if b, err := os.ReadFile(d.path("dev/disk/by-partlabel/root-b")); err != nil || !bytes.Equal(b[10*blockSize:11*blockSize], treeTop(9)) {
 					t.Errorf("the slot was written to for what does not start (%v)", err)
 				}
-			}
-			if st := d.status(i); st.Other.Mark != "" || st.Running.String() != "1.0.0+sv1" {
-				t.Errorf("afterwards the status is %+v", st)
-			}
-			if b, err := os.ReadFile(d.path("dev/disk/by-partlabel/root-a")); err != nil || !bytes.Equal(b[10*blockSize:11*blockSize], treeTop(1)) {
-				t.Errorf("root-a, from which the device runs, was written to (%v)", err)
 			}
 		})
 	}

@@ -1,0 +1,132 @@
+package rauc
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// What RAUC is called on D-Bus (de.pengutronix.rauc.Installer in its documentation).
+const (
+	busName      = "de.pengutronix.rauc"
+	busInterface = "de.pengutronix.rauc.Installer"
+
+	busLimit = time.Minute // for what a method does here: environment programs are slow
+)
+
+// A service is RAUC's, on D-Bus.
+type service struct {
+	conn *dbus.Conn
+	rauc dbus.BusObject
+}
+
+// dial connects to the bus at a socket, and has RAUC started there. Who calls himself RAUC
+// has to be the user that this process is, which is root.
+func dial(ctx context.Context, socket string) (*service, error) {
+	conn, err := dbus.Dial("unix:path="+dbus.EscapeBusAddressValue(socket), dbus.WithContext(ctx),
+		dbus.WithAuth(dbus.AuthExternal(strconv.Itoa(os.Getuid()))))
+	if err != nil {
+		return nil, fmt.Errorf("cannot speak to D-Bus: %w", err)
+	}
+	s := &service{conn, conn.Object(busName, "/")}
+	ctx, cancel := context.WithTimeout(ctx, busLimit)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if err := s.greet(ctx); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("cannot speak to RAUC on D-Bus: %w", err)
+	}
+	return s, nil
+}
+
+func (s *service) greet(ctx context.Context) error {
+	if err := s.conn.Auth(nil); err != nil {
+		return err
+	}
+	if err := s.conn.Hello(); err != nil {
+		return err
+	}
+	bus := s.conn.BusObject()
+	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.StartServiceByName", 0, busName, uint32(0)).Err; err != nil {
+		return err
+	}
+	var uid uint32
+	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixUser", 0, busName).Store(&uid); err != nil {
+		return err
+	}
+	if int(uid) != os.Getuid() {
+		return fmt.Errorf("user %d answers for it", uid)
+	}
+	return nil
+}
+
+func (s *service) close() { s.conn.Close() }
+
+// call calls a method of RAUC's, with what it returns in to.
+func (s *service) call(ctx context.Context, method string, args []any, to ...any) error {
+	ctx, cancel := context.WithTimeout(ctx, busLimit)
+	defer cancel()
+	err := s.rauc.CallWithContext(ctx, busInterface+"."+method, 0, args...).Store(to...)
+	if err != nil {
+		return fmt.Errorf("cannot %s of RAUC: %w", method, err)
+	}
+	return nil
+}
+
+// primary is the name of the slot that starts next.
+func (s *service) primary(ctx context.Context) (slot string, err error) {
+	err = s.call(ctx, "GetPrimary", nil, &slot)
+	return slot, err
+}
+
+// mark has the boot loader told that a slot is "active", "good" or "bad".
+func (s *service) mark(ctx context.Context, state, slot string) error {
+	var marked, said string
+	if err := s.call(ctx, "Mark", []any{state, slot}, &marked, &said); err != nil {
+		return fmt.Errorf("%s %s: %w", slot, state, err)
+	}
+	if marked != slot {
+		return fmt.Errorf("RAUC was to mark %s as %s, and marked %q: %s", slot, state, marked, said)
+	}
+	return nil
+}
+
+// activate makes a slot the one that starts next, and asks whether it is.
+func (s *service) activate(ctx context.Context, slot string) error {
+	if err := s.mark(ctx, "active", slot); err != nil {
+		return err
+	}
+	switch next, err := s.primary(ctx); {
+	case err != nil:
+		return err
+	case next != slot:
+		return fmt.Errorf("RAUC has made %s the next to start, and says it is %s", slot, next)
+	}
+	return nil
+}
+
+// slots are what RAUC says of its slots, key by key, by their names.
+func (s *service) slots(ctx context.Context) (map[string]map[string]string, error) {
+	var status []struct {
+		Name string
+		Keys map[string]dbus.Variant
+	}
+	if err := s.call(ctx, "GetSlotStatus", nil, &status); err != nil {
+		return nil, err
+	}
+	slots := map[string]map[string]string{}
+	for _, slot := range status {
+		keys := map[string]string{}
+		for key, v := range slot.Keys {
+			if text, ok := v.Value().(string); ok {
+				keys[key] = text
+			}
+		}
+		slots[slot.Name] = keys
+	}
+	return slots, nil
+}

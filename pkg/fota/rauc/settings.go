@@ -1,0 +1,220 @@
+package rauc
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+
+	"birthmark/pkg/fota"
+)
+
+// settings is RAUC's system.conf: keys and values, by group.
+type settings map[string]map[string]string
+
+const settingsFile = "etc/rauc/system.conf"
+
+const (
+	settingsLimit = 64 << 10 // bytes of a file of settings
+	groupLimit    = 64
+)
+
+// unsafe refuses what this device is set up like. It is not a bundle's fault, but no
+// bundle will do any better.
+func unsafe(format string, args ...any) error {
+	return fota.Refuse(fota.StageBoot, "settings", format, args...)
+}
+
+// readSettings reads system.conf and holds it against what package rauc asks of it.
+func readSettings(root, compatible string) (settings, error) {
+	text, err := readFile(filepath.Join(root, settingsFile))
+	if err != nil {
+		return nil, err
+	}
+	s, err := parseSettings(string(text))
+	if err != nil {
+		return nil, unsafe("/%s: %w", settingsFile, err)
+	}
+	if err := s.check(compatible); err != nil {
+		return nil, unsafe("/%s: %w", settingsFile, err)
+	}
+	return s, nil
+}
+
+// readFile reads a file of settings.
+func readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, settingsLimit+1))
+	if err == nil && len(text) > settingsLimit {
+		err = fmt.Errorf("%s has more than %d bytes", path, settingsLimit)
+	}
+	return text, err
+}
+
+// parseSettings reads GKeyFile's syntax. A group or key that is there twice is refused:
+// RAUC would take the last one, and who reads the file the first.
+func parseSettings(text string) (settings, error) {
+	s := settings{}
+	var group map[string]string
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		line = strings.TrimRight(line, " \t\n")
+		switch {
+		case strings.ContainsFunc(line, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }):
+			return nil, fmt.Errorf("line %d has a control character", n)
+		case line == "" || line[0] == '#':
+		case line[0] == '[':
+			name, ok := strings.CutSuffix(line[1:], "]")
+			switch _, twice := s[name]; {
+			case !ok || name == "" || strings.ContainsAny(name, "[]"):
+				return nil, fmt.Errorf("line %d is not the name of a group", n)
+			case twice:
+				return nil, fmt.Errorf("group %s is there twice", name)
+			case len(s) == groupLimit:
+				return nil, fmt.Errorf("more than %d groups", groupLimit)
+			}
+			group = map[string]string{}
+			s[name] = group
+		default:
+			key, value, ok := strings.Cut(line, "=")
+			key, value = strings.TrimRight(key, " \t"), strings.TrimLeft(value, " \t")
+			if !ok || key == "" || group == nil {
+				return nil, fmt.Errorf("line %d is neither a group nor a key of one", n)
+			}
+			if _, twice := group[key]; twice {
+				return nil, fmt.Errorf("line %d: %s is there twice", n, key)
+			}
+			group[key] = value
+		}
+	}
+	return s, nil
+}
+
+// loaders are the values of bootloader= with which RAUC can say what starts next, and the
+// loader comes back from what does not start.
+var loaders = []string{"barebox", "custom", "efi", "grub", "uboot"}
+
+// check says why RAUC, set up like this, is not safe beside what verifies firmware here.
+func (s settings) check(compatible string) error {
+	system := s["system"]
+	central := system["statusfile"]
+	if central == "" && system["data-directory"] != "" {
+		central = filepath.Join(system["data-directory"], "central.raucs") // RAUC's own default then
+	}
+	switch {
+	case system["compatible"] != compatible:
+		return fmt.Errorf("compatible is %q, and the image that runs is %q", system["compatible"], compatible)
+	case !slices.Contains(loaders, system["bootloader"]):
+		return fmt.Errorf("bootloader is %q, want one of %s", system["bootloader"], strings.Join(loaders, ", "))
+	case !filepath.IsAbs(central):
+		return errors.New("statusfile is not set to a path: RAUC would mount slots, and write to them")
+	case s["keyring"] != nil:
+		return errors.New("it has a [keyring]: RAUC would install what is not verified here, below the floor, too")
+	case s["autoinstall"] != nil:
+		return errors.New("it has [autoinstall]: RAUC would install what it finds at a start")
+	}
+	for key := range s["handlers"] {
+		if key != "bootloader-custom-backend" && key != "system-info" {
+			return fmt.Errorf("it has a handler, %s, which is not run here", key)
+		}
+	}
+	return nil
+}
+
+// busFolders are where the system bus has its rules, in the order in which they apply.
+var busFolders = []string{"usr/share/dbus-1/system.d", "etc/dbus-1/system.d"}
+
+var (
+	busComment = regexp.MustCompile(`(?s)<!--.*?-->`)
+	busPolicy  = regexp.MustCompile(`(?s)<policy\s([^>]*)>(.*?)</policy\s*>`)
+	busRule    = regexp.MustCompile(`<(allow|deny)\s([^>]*)>`)
+	busRoot    = regexp.MustCompile(`^\s*user\s*=\s*["'](root|0)["']\s*$`)
+	busContext = regexp.MustCompile(`^\s*context\s*=`)
+	busSend    = regexp.MustCompile(`\bsend_destination\s*=\s*["']de\.pengutronix\.rauc["']`)
+	busOwn     = regexp.MustCompile(`\bown\s*=\s*["']de\.pengutronix\.rauc["']`)
+)
+
+// checkBus refuses a bus that lets anybody but root speak to RAUC: he could say what
+// starts next, and that it is good. The rules that come with RAUC do. Of the rules for
+// everybody those of the last folder count; within one, the bus reads files in any order.
+func checkBus(root string) error {
+	open := ""
+	for _, folder := range busFolders {
+		files, err := filepath.Glob(filepath.Join(root, folder, "*.conf"))
+		if err != nil {
+			return err
+		}
+		allowed, denied := "", false
+		for _, file := range files {
+			text, err := readFile(file)
+			if err != nil {
+				return err
+			}
+			all, some, none := busRules(string(text))
+			if some {
+				return unsafe("%s lets others than root be RAUC, or speak to it", file)
+			}
+			if all {
+				allowed = file
+			}
+			denied = denied || none
+		}
+		if allowed != "" || denied {
+			open = allowed
+		}
+	}
+	if open != "" {
+		return unsafe("%s lets anybody say to RAUC what starts next, and that it is good", open)
+	}
+	return nil
+}
+
+// busRules finds in a file of the bus whether everybody may speak to RAUC, whether
+// somebody may who is named, or may be it, and whether nobody may.
+func busRules(text string) (all, some, none bool) {
+	for _, policy := range busPolicy.FindAllStringSubmatch(busComment.ReplaceAllString(text, ""), -1) {
+		if busRoot.MatchString(policy[1]) {
+			continue
+		}
+		everybody := busContext.MatchString(policy[1])
+		for _, rule := range busRule.FindAllStringSubmatch(policy[2], -1) {
+			allow, sends, owns := rule[1] == "allow", busSend.MatchString(rule[2]), busOwn.MatchString(rule[2])
+			some = some || allow && (owns || sends && !everybody)
+			all = all || allow && sends && everybody
+			none = none || !allow && sends && everybody
+		}
+	}
+	return all, some, none
+}
+
+const markGood = "rauc-mark-good.service"
+
+// checkMarkGood refuses a system in which each start is called good when it is done.
+func checkMarkGood(root string) error {
+	for _, folder := range []string{"etc", "run", "usr/lib", "lib"} {
+		if to, err := os.Readlink(filepath.Join(root, folder, "systemd/system", markGood)); err == nil && to == "/dev/null" {
+			return nil
+		}
+		wanted, err := filepath.Glob(filepath.Join(root, folder, "systemd/system/*.wants", markGood))
+		if err != nil {
+			return err
+		}
+		for _, link := range wanted {
+			if _, err := os.Lstat(link); !errors.Is(err, fs.ErrNotExist) {
+				return unsafe("%s would call every start good: it has to be masked", markGood)
+			}
+		}
+	}
+	return nil
+}
