@@ -14,12 +14,9 @@
 package fota
 
 import (
-	"bufio"
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"strconv"
 	"strings"
 )
@@ -86,47 +83,4 @@ func (v *Version) UnmarshalText(b []byte) (err error) {
 func (v Version) Compare(w Version) int {
 	return cmp.Or(cmp.Compare(v.Major, w.Major), cmp.Compare(v.Minor, w.Minor),
 		cmp.Compare(v.Patch, w.Patch), cmp.Compare(v.Security, w.Security))
-}
-
-const osReleaseLimit = 64 << 10 // bytes of os-release that are looked at
-
-// ErrNoVersion means that the running image does not say which release it is.
-var ErrNoVersion = errors.New("os-release has no IMAGE_VERSION")
-
-// Running is the release of the image that runs, from IMAGE_VERSION in the
-// os-release of root (os-release(5)); root is the file system, "/" on a device.
-func Running(root fs.FS) (Version, error) {
-	_, v, err := Identity(root)
-	return v, err
-}
-
-// Identity is what Running is, and what the device is called that the image is for: its
-// IMAGE_ID, which may be missing.
-func Identity(root fs.FS) (id string, v Version, err error) {
-	f, err := root.Open("usr/lib/os-release")
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", Version{}, ErrNoVersion
-	}
-	if err != nil {
-		return "", Version{}, err
-	}
-	defer f.Close()
-	err = ErrNoVersion
-	lines := bufio.NewScanner(io.LimitReader(f, osReleaseLimit))
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), "=")
-		value = strings.Trim(value, `"'`)
-		switch name {
-		case "IMAGE_ID":
-			id = value
-		case "IMAGE_VERSION":
-			if v, err = ParseVersion(value); err != nil {
-				return id, v, err
-			}
-		}
-	}
-	if bad := lines.Err(); bad != nil {
-		return id, Version{}, fmt.Errorf("cannot read os-release: %w", bad)
-	}
-	return id, v, err
 }

@@ -2,9 +2,7 @@ package fota_test
 
 import (
 	"encoding/json"
-	"errors"
 	"testing"
-	"testing/fstest"
 
 	"birthmark/pkg/fota"
 )
@@ -50,24 +48,6 @@ func TestCompare(t *testing.T) {
 				t.Errorf("%s against %s: got %d", a, b, got)
 			}
 		}
-	}
-}
-
-func TestRunning(t *testing.T) {
-	image := func(text string) fstest.MapFS {
-		return fstest.MapFS{"usr/lib/os-release": {Data: []byte(text)}}
-	}
-	v, err := fota.Running(image("ID=debian\nIMAGE_VERSION=\"2.1.0+sv6\"\n"))
-	if err != nil || v != (fota.Version{Major: 2, Minor: 1, Security: 6}) {
-		t.Errorf("got %v, %v, want 2.1.0+sv6", v, err)
-	}
-	for name, root := range map[string]fstest.MapFS{"no line": image("ID=debian\n"), "no file": {}} {
-		if v, err := fota.Running(root); !errors.Is(err, fota.ErrNoVersion) {
-			t.Errorf("%s: got %v, %v, want ErrNoVersion", name, v, err)
-		}
-	}
-	if v, err := fota.Running(image("IMAGE_VERSION=latest\n")); err == nil || errors.Is(err, fota.ErrNoVersion) {
-		t.Errorf("a version that is none: got %v, %v", v, err)
 	}
 }
 

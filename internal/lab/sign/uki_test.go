@@ -105,12 +105,13 @@ func TestUKIIsRefused(t *testing.T) {
 		{"no os-release", func() string { return signUKI(t, makeUKI(t, "", commandLine)) }, "no section .osrel"},
 		{"no command line", func() string { return signUKI(t, makeUKI(t, osRelease, "")) }, "no section .cmdline"},
 		{"a command line without end", func() string {
-			return signUKI(t, makeUKI(t, osRelease, commandLine+strings.Repeat(" quiet", sectionLimit/6)))
-		}, "limit 65536"},
+			return signUKI(t, makeUKI(t, osRelease, commandLine+strings.Repeat(" quiet", 64<<10/6)))
+		}, "at most 65536 bytes"},
 		{"of another release", func() string {
 			return signUKI(t, makeUKI(t, strings.ReplaceAll(osRelease, "1.1.0", "1.0.0"), commandLine))
 		}, "IMAGE_VERSION=1.0.0+sv2, and the release is 1.1.0+sv2"},
-		{"of two releases", func() string { return signUKI(t, makeUKI(t, osRelease+"IMAGE_VERSION=1.0.0+sv2\n", commandLine)) }, "IMAGE_VERSION=, and"},
+		{"of two releases", func() string { return signUKI(t, makeUKI(t, osRelease+"IMAGE_VERSION=1.0.0+sv2\n", commandLine)) }, "IMAGE_VERSION twice"},
+		{"no init", func() string { return signUKI(t, makeUKI(t, osRelease, "roothash="+root)) }, "no init="},
 		{"of no release", func() string { return signUKI(t, makeUKI(t, "ID=acme\n", commandLine)) }, "IMAGE_VERSION=, and"},
 	} {
 		record, err := readUKI(c.path(), fota.Version{Major: 1, Minor: 1, Security: 2})
@@ -140,8 +141,8 @@ func TestRootHash(t *testing.T) {
 		want       string
 		says       string // of the error; "" for none
 	}{
-		{"one", "quiet roothash=" + root + " init=/sbin/init", root, ""},
-		{"our virtual device's", "init=/i verity.salt=00 verity.hash=" + root, root, ""},
+		{"one", "quiet roothash=" + root, root, ""},
+		{"our virtual device's", "verity.salt=00 verity.hash=" + root, root, ""},
 		{"none", "init=/sbin/init quiet", "", ""},
 		{"lines", "init=/sbin/init\nroothash=" + root + "\n", root, ""},
 		{"a word that begins like it", "init=/i roothash_sig=x rd.roothash=y", "", ""},
@@ -151,9 +152,7 @@ func TestRootHash(t *testing.T) {
 		{"a long one", "init=/i roothash=" + root + "00", "", "64 lower-case"},
 		{"upper case", "init=/i roothash=" + strings.ToUpper(root), "", "64 lower-case"},
 		{"empty", "init=/i roothash=", "", "64 lower-case"},
-		{"an init of no place", "init=systemd", "", "no init="},
-		{"no init", "roothash=" + root + " rdinit=/i", "", "no init="},
-		{"an empty line", "", "", "no init="},
+		{"an empty line", "", "", ""},
 	} {
 		got, err := rootHash(c.line)
 		if got != c.want || (err != nil) != (c.says != "") || err != nil && !strings.Contains(err.Error(), c.says) {
@@ -162,16 +161,13 @@ func TestRootHash(t *testing.T) {
 	}
 }
 
-// FuzzUKIText holds that what is said about a UKI stands in it.
-func FuzzUKIText(f *testing.F) {
-	f.Add(commandLine, osRelease)
-	f.Add("roothash=", "IMAGE_VERSION='")
-	f.Fuzz(func(t *testing.T, line, release string) {
+// FuzzRootHash holds that what is said about a UKI stands in it.
+func FuzzRootHash(f *testing.F) {
+	f.Add(commandLine)
+	f.Add("roothash=")
+	f.Fuzz(func(t *testing.T, line string) {
 		if got, err := rootHash(line); err == nil && (!strings.Contains(line, got) || got != "" && len(got) != 64) {
 			t.Errorf("got the root hash %q of %q", got, line)
-		}
-		if got := imageVersion(release); !strings.Contains(release, got) {
-			t.Errorf("got the version %q of %q", got, release)
 		}
 	})
 }

@@ -173,15 +173,11 @@ func (l *Loader) starts(version, root string) error {
 	if err != nil {
 		return err
 	}
-	program, err := pe.Parse(f, info.Size())
-	if err != nil {
-		return refusedFormat(err)
-	}
-	line, err := sectionText(program, ".cmdline")
+	uki, err := ReadUKI(f, info.Size())
 	if err != nil {
 		return err
 	}
-	tree, err := parseTree(line)
+	tree, err := parseTree(uki.CommandLine)
 	if err != nil {
 		return fota.Refuse(fota.StageBoot, "root", "it does not say what it starts: %w", err)
 	}

@@ -46,7 +46,6 @@ func TestStageRefuses(t *testing.T) {
 		code    string // "" for none
 	}{
 		{"what is right", without(""), "2.0.0", ""},
-		{"a version with its security version", petest.UKI("2.0.0+sv6"), "2.0.0", ""},
 		{"one that is named by it", petest.UKI("2.0.0+sv6"), "2.0.0+sv6", ""},
 		{"text", []byte("not a program"), "2.0.0", "pe"},
 		{"nothing", nil, "2.0.0", "pe"},
@@ -56,12 +55,15 @@ func TestStageRefuses(t *testing.T) {
 		{"no command line", without(".cmdline"), "2.0.0", "uki"},
 		{"another version", petest.UKI("2.0.1"), "2.0.0", "version"},
 		{"a version that begins like it", petest.UKI("2.0.01"), "2.0.0", "version"},
+		{"another security version", petest.UKI("2.0.0+sv6"), "2.0.0+sv5", "version"},
+		{"two versions", petest.Program(petest.Section{Name: ".osrel", Text: "IMAGE_VERSION=1.0.0\nIMAGE_VERSION=2.0.0\n"}, cmdline, linux), "2.0.0", "version"},
 		{"no version", petest.Program(petest.Section{Name: ".osrel", Text: "ID=test\n"}, cmdline, linux), "2.0.0", "version"},
 		{"the version that runs", petest.UKI("1.0.0"), "1.0.0", "version"},
 		{"a version that is a path", petest.UKI("2.0.0"), "../2.0.0", "version"},
 		{"a version that is none", petest.UKI("new"), "new", "version"},
 		{"a command line without init=", line("quiet root=/dev/sda1"), "2.0.0", "init"},
 		{"a command line with an init= of nothing", line("init= quiet"), "2.0.0", "init"},
+		{"a command line with another init= behind it", line("init=/sbin/init init=shell"), "2.0.0", "init"},
 		{"a command line with another argument's init=", line("rdinit=/sbin/init"), "2.0.0", "init"},
 	} {
 		d := newDevice(t)
