@@ -16,31 +16,37 @@ import (
 // CopyExactly copies size bytes from r, which has to end there, and returns their sum.
 func CopyExactly(ctx context.Context, w io.Writer, r io.Reader, size int64) (sum [sha256.Size]byte, err error) {
 	h := sha256.New()
+	if err := copyExactly(ctx, io.MultiWriter(h, w), r, size); err != nil {
+		return sum, err
+	}
+	return [sha256.Size]byte(h.Sum(nil)), nil
+}
+
+func copyExactly(ctx context.Context, w io.Writer, r io.Reader, size int64) error {
 	chunk := make([]byte, chunkSize)
 	for left := size; left > 0; {
 		if err := ctx.Err(); err != nil {
-			return sum, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 		b := chunk[:min(left, chunkSize)]
 		n, err := io.ReadFull(r, b)
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return sum, fmt.Errorf("it ends after %d bytes, want %d: %w", size-left+int64(n), size, io.ErrUnexpectedEOF)
+			return fmt.Errorf("it ends after %d bytes, want %d: %w", size-left+int64(n), size, io.ErrUnexpectedEOF)
 		}
 		if err != nil {
-			return sum, err
+			return err
 		}
-		h.Write(b)
 		if _, err := w.Write(b); err != nil {
-			return sum, err
+			return err
 		}
 		left -= int64(n)
 	}
 	if n, err := io.ReadFull(r, chunk[:1]); n > 0 {
-		return sum, fmt.Errorf("it has more than %d bytes", size)
+		return fmt.Errorf("it has more than %d bytes", size)
 	} else if err != io.EOF {
-		return sum, err
+		return err
 	}
-	return [sha256.Size]byte(h.Sum(nil)), nil
+	return nil
 }
 
 // DropCache lets what is read from f, all of it synced, come from the medium.

@@ -38,7 +38,10 @@ func TestSlotIsWritten(t *testing.T) {
 		{syncSpan, most}, {most - 1, most}, {most, most}, // synced on the way
 	} {
 		s, path := slotOf(t, c.slot)
-		sum, err := s.Write(t.Context(), iotest.HalfReader(bytes.NewReader(release[:c.n])), int64(c.n))
+		if err := s.write(t.Context(), iotest.HalfReader(bytes.NewReader(release[:c.n])), int64(c.n)); err != nil {
+			t.Errorf("%d bytes: %v", c.n, err)
+		}
+		sum, err := s.Sum(t.Context(), int64(c.n))
 		if err != nil || sum != sha256.Sum256(release[:c.n]) {
 			t.Errorf("%d bytes: sum %x, %v, want %x", c.n, sum, err, sha256.Sum256(release[:c.n]))
 		}
@@ -71,7 +74,7 @@ func TestSlotIsNotWritten(t *testing.T) {
 		{"a context that is done", canceled, bytes.NewReader(all), size, broken},
 	} {
 		s, path := slotOf(t, size)
-		if _, err := s.Write(c.ctx, c.r, c.size); err == nil || c.want != nil && !errors.Is(err, c.want) {
+		if err := s.write(c.ctx, c.r, c.size); err == nil || c.want != nil && !errors.Is(err, c.want) {
 			t.Errorf("%s: got %v, want %v", c.name, err, c.want)
 		}
 		if info, err := os.Stat(path); err != nil || info.Size() != size {
@@ -95,7 +98,7 @@ func TestSlotIsReadBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}}
-	if _, err := s.Write(t.Context(), decaying, size); !errors.Is(err, ErrReadBack) {
+	if err := s.write(t.Context(), decaying, size); !errors.Is(err, ErrReadBack) {
 		t.Errorf("got %v, want %v", err, ErrReadBack)
 	}
 }
