@@ -72,14 +72,10 @@ starts next. The lowest security version that it installs is a counter in the TP
 }
 
 // openChip opens the TPM. To recognise one that holds the floor takes no authorization
-// value; the counters are made with the owner's, which is taken to be empty. A device that
-// is played has none.
+// value; the counters are made with the owner's, which is taken to be empty.
 func openChip(log *slog.Logger) func(context.Context, rot.Identity) (installer.Chip, error) {
-	if sysroot.Dir() != "/" {
-		return nil
-	}
 	return func(ctx context.Context, known rot.Identity) (installer.Chip, error) {
-		r, err := tpm.Open(ctx, tpm.Config{Address: installerTPM, Known: known, Log: log})
+		r, err := tpm.Open(ctx, tpm.Config{Address: sysroot.Device(installerTPM), Known: known, Log: log})
 		if err != nil {
 			return nil, err // and no Chip that is a nil *tpm.Root
 		}
