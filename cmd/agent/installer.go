@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"birthmark/internal/version"
 	"birthmark/pkg/clock"
 	"birthmark/pkg/fota"
+	"birthmark/pkg/fota/rauc"
 	"birthmark/pkg/fota/sdboot"
 	"birthmark/pkg/rot"
 	"birthmark/pkg/rot/tpm"
@@ -53,12 +55,13 @@ starts next. The lowest security version that it installs is a counter in the TP
 		if !ok {
 			return fmt.Errorf("cannot serve without the socket of birthmark-installer.socket: %w", os.ErrNotExist)
 		}
-		boot, err := bootLoader()
+		state := cmp.Or(os.Getenv("STATE_DIRECTORY"), installerState)
+		boot, err := bootLoader(state)
 		if err != nil {
 			log.Warn("no firmware can be installed", "err", err)
 		}
 		s := installer.Server{Version: version.String(), Idle: installerIdle, Log: log, Boot: boot, Chip: openChip(log),
-			Trust: firmware.Folders, Grace: firmware.CRLGrace, Clock: clock.System(), State: cmp.Or(os.Getenv("STATE_DIRECTORY"), installerState)}
+			Trust: firmware.Folders, Grace: firmware.CRLGrace, Clock: clock.System(), State: state}
 		s.Users = []uint32{uint32(os.Getuid())} // root's, on a device
 		uid, err := uidOf(agentUser)
 		if err != nil {
@@ -86,12 +89,17 @@ func openChip(log *slog.Logger) func(context.Context, rot.Identity) (installer.C
 // bootTries are the starts that a release gets to be found good.
 const bootTries = 3
 
-// bootLoader is what this device starts by; an error if this version cannot handle it.
-func bootLoader() (fota.Installer, error) {
-	if _, err := os.Stat(sysroot.Path("/sys/firmware/efi")); err != nil {
-		return nil, fmt.Errorf("this version handles systemd-boot only, on UEFI: %w", err)
+// bootLoader is what this device starts by, RAUC if it is set up; an error if this version
+// cannot handle it.
+func bootLoader(state string) (fota.Installer, error) {
+	root := sysroot.Dir()
+	if rauc.Has(root) {
+		return rauc.Installer{Root: root, Bus: systemBus, State: filepath.Join(state, "rauc")}, nil
 	}
-	return sdboot.Installer{Root: sysroot.Dir(), Tries: bootTries}, nil
+	if _, err := os.Stat(sysroot.Path("/sys/firmware/efi")); err != nil {
+		return nil, fmt.Errorf("there is neither systemd-boot, on UEFI, nor RAUC: %w", err)
+	}
+	return sdboot.Installer{Root: root, Tries: bootTries}, nil
 }
 
 func uidOf(name string) (uint32, error) {

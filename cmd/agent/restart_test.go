@@ -2,16 +2,17 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"encoding/binary"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
-	"time"
+
+	"github.com/godbus/dbus/v5"
 )
 
 // startBus starts a D-Bus daemon at a socket of its own, which serves this user.
@@ -42,130 +43,109 @@ func startBus(t *testing.T) (socket string) {
 	return socket
 }
 
-// TestARealBusUnderstandsUs: what is not well formed would end the connection.
-func TestARealBusUnderstandsUs(t *testing.T) {
-	socket := startBus(t)
-	err := restartSystem(t.Context(), socket)
-	if err == nil || !strings.Contains(err.Error(), "org.freedesktop.DBus.Error.ServiceUnknown") {
-		t.Errorf("without logind: %v, want that nobody offers the service", err)
-	}
-	conn, err := net.Dial("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(busLimit)); err != nil {
-		t.Fatal(err)
-	}
-	b := busConn{conn: conn, in: bufio.NewReaderSize(conn, busLineLimit)}
-	if err := b.greet(); err != nil {
-		t.Fatal(err)
-	}
-	for _, method := range []string{"org.freedesktop.DBus.Hello", "org.freedesktop.DBus.Peer.Ping"} {
-		dot := strings.LastIndexByte(method, '.')
-		if err := b.call("org.freedesktop.DBus", "/org/freedesktop/DBus", method[:dot], method[dot+1:], ""); err != nil {
-			t.Errorf("%s: %v", method, err)
-		}
-	}
+// A logind is what the agent needs of logind: it remembers what it was asked, and answers.
+type logind struct {
+	mu     sync.Mutex
+	asked  []bool
+	answer *dbus.Error
 }
 
-// fakeBus is a bus and logind: it says to each call what answers has for it, in turn.
-func fakeBus(t *testing.T, greeting string, answers ...[]byte) (socket string, heard *bytes.Buffer, done <-chan struct{}) {
+// Reboot is called by the bus.
+func (l *logind) Reboot(interactive bool) *dbus.Error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked = append(l.asked, interactive)
+	return l.answer
+}
+
+// serve offers l on a bus.
+func (l *logind) serve(t *testing.T, socket string) {
 	t.Helper()
-	socket = filepath.Join(t.TempDir(), "bus")
-	l, err := net.Listen("unix", socket)
+	conn, err := dbus.Connect("unix:path=" + socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	heard = &bytes.Buffer{}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		defer l.Close()
-		c, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer c.Close()
-		p := make([]byte, 4096)
-		for _, answer := range append([][]byte{[]byte(greeting)}, answers...) {
-			n, err := c.Read(p)
-			heard.Write(p[:n])
-			if bytes.HasPrefix(p[:n], []byte("BEGIN")) && n == len("BEGIN\r\n") { // the call is on its way
-				n, err = c.Read(p)
-				heard.Write(p[:n])
-			}
-			if err != nil {
-				return
-			}
-			if _, err := c.Write(answer); err != nil {
-				return
-			}
-		}
-	}()
-	return socket, heard, ended
-}
-
-// reply is a message that answers the call with that serial.
-func reply(kind byte, serial uint32, name string) []byte {
-	f := &busText{}
-	f.field(fieldError, "s", name)
-	f.align(8)
-	f.Write([]byte{fieldReply, 1, 'u', 0})
-	f.number(serial)
-	m := &busText{}
-	m.Write([]byte{'l', kind, 0, 1})
-	m.number(0)
-	m.number(7)
-	m.number(uint32(f.Len()))
-	m.Write(f.Bytes())
-	m.align(8)
-	return m.Bytes()
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.Export(l, "/org/freedesktop/login1", "org.freedesktop.login1.Manager"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := conn.RequestName("org.freedesktop.login1", dbus.NameFlagDoNotQueue); err != nil || got != dbus.RequestNameReplyPrimaryOwner {
+		t.Fatalf("cannot be logind: %v, %v", got, err)
+	}
 }
 
 func TestTheSystemIsRestartedByLogind(t *testing.T) {
-	const ok = "OK 0123456789abcdef0123456789abcdef\r\n"
-	long := binary.LittleEndian.AppendUint32([]byte{'l', busReturn, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0}, 1<<30)
-	for _, c := range []struct {
-		name, greeting string
-		answers        [][]byte
-		want           string // in the error
-	}{
-		{"it is", ok, [][]byte{reply(busReturn, 1, ""), reply(busReturn, 2, "")}, ""},
-		{"answers to others are passed over", ok, [][]byte{append(reply(busReturn, 9, ""), reply(busReturn, 1, "")...), reply(busReturn, 2, "")}, ""},
-		{"polkit says no", ok, [][]byte{reply(busReturn, 1, ""), reply(busError, 2, "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired")}, "InteractiveAuthorizationRequired"},
-		{"the bus does not know us", "REJECTED EXTERNAL\r\n", nil, "REJECTED"},
-		{"it hangs up", ok, nil, "cannot speak to D-Bus"},
-		{"a message without an end", ok, [][]byte{long}, "too long"},
-		{"a message that is none", ok, [][]byte{append(binary.LittleEndian.AppendUint32([]byte{'l', busReturn, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0}, 8), 5, 1, 's', 0, 255, 255, 255, 255)}, "not well formed"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			socket, heard, done := fakeBus(t, c.greeting, c.answers...)
-			err := restartSystem(t.Context(), socket)
-			<-done
-			if c.want == "" && (err != nil || !strings.Contains(heard.String(), "Reboot")) || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-				t.Errorf("%v, heard was %q; want %q", err, heard, c.want)
-			}
-		})
+	socket := startBus(t)
+	if err := restartSystem(t.Context(), socket); err == nil || !strings.Contains(err.Error(), "org.freedesktop.login1") {
+		t.Errorf("without logind: %v, want that nobody offers the service", err)
 	}
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := restartSystem(gone, filepath.Join(t.TempDir(), "none")); err == nil {
-		t.Error("without a bus: no error")
+	l := &logind{}
+	l.serve(t, socket)
+	err := restartSystem(t.Context(), socket)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil || len(l.asked) != 1 || l.asked[0] {
+		t.Errorf("logind was asked %v, %v; want once, with nobody to be asked", l.asked, err)
 	}
 }
 
-// FuzzBusMessage: whatever the bus sends ends in an answer or an error.
-func FuzzBusMessage(f *testing.F) {
-	f.Add(reply(busReturn, 1, ""))
-	f.Add(reply(busError, 2, "org.freedesktop.DBus.Error.Failed"))
-	f.Add([]byte("B\x02\x00\x01\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x08\x05\x01u\x00\x00\x00\x00\x01"))
-	f.Fuzz(func(t *testing.T, text []byte) {
-		b := busConn{in: bufio.NewReader(bytes.NewReader(text))}
-		for {
-			if _, _, _, err := b.read(); err != nil {
-				return
-			}
+func TestARefusalOfLogindsIsTold(t *testing.T) {
+	socket := startBus(t)
+	l := &logind{}
+	l.answer = dbus.NewError("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", []any{"not for you"})
+	l.serve(t, socket)
+	var no dbus.Error
+	if err := restartSystem(t.Context(), socket); !errors.As(err, &no) || no.Name != l.answer.Name {
+		t.Errorf("polkit says no: %v, want %v", err, l.answer)
+	}
+}
+
+func TestABusThatIsNoneEndsInAnError(t *testing.T) {
+	for name, say := range map[string]func(c net.Conn){
+		"it does not know us":      func(c net.Conn) { _, _ = c.Write([]byte("REJECTED\r\n")) },
+		"it hangs up":              func(net.Conn) {},
+		"it speaks another tongue": func(c net.Conn) { _, _ = c.Write([]byte("220 mail.example.com ESMTP\r\n")) },
+	} {
+		socket := filepath.Join(t.TempDir(), "bus")
+		listener, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
+		go func() {
+			defer listener.Close()
+			if c, err := listener.Accept(); err == nil {
+				say(c)
+				c.Close()
+			}
+		}()
+		if err := restartSystem(t.Context(), socket); err == nil || !strings.Contains(err.Error(), "cannot speak to D-Bus") {
+			t.Errorf("%s: %v, want that it cannot be spoken to", name, err)
+		}
+	}
+}
+
+// TestASilentBusIsLeft: nothing else would end the wait for an answer.
+func TestASilentBusIsLeft(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "bus")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		c, err := listener.Accept()
+		if err == nil {
+			defer c.Close()
+			_, _ = bufio.NewReader(c).ReadString('\n') // it was asked who we are
+			cancel()
+			<-t.Context().Done()
+		}
+	}()
+	if err := restartSystem(ctx, socket); err == nil {
+		t.Error("a bus that says nothing: no error")
+	}
+	if err := restartSystem(t.Context(), filepath.Join(t.TempDir(), "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without a bus: %v", err)
+	}
 }

@@ -41,18 +41,21 @@ func TestInstaller(t *testing.T) {
 // TestExcused holds that what one package imports by mistake excuses nobody else.
 func TestExcused(t *testing.T) {
 	for path, by := range excused {
-		pkgs := []Package{{ImportPath: path}, {ImportPath: by, Imports: []string{path}}}
+		pkgs := []Package{{ImportPath: path}}
+		for _, by := range by {
+			pkgs = append(pkgs, Package{ImportPath: by, Imports: []string{path}})
+		}
 		unwelcome := func() bool {
 			return slices.ContainsFunc(Device(pkgs), func(fault string) bool {
 				return strings.HasPrefix(fault, "the device binary links "+path+": ")
 			})
 		}
 		if unwelcome() {
-			t.Errorf("%s is unwelcome, though only %s imports it", path, by)
+			t.Errorf("%s is unwelcome, though only %q import it", path, by)
 		}
 		pkgs = append(pkgs, Package{ImportPath: module + device, Imports: []string{path}})
 		if !unwelcome() {
-			t.Errorf("%s is welcome to all, since %s imports it", path, by)
+			t.Errorf("%s is welcome to all, since %q import it", path, by)
 		}
 	}
 }
@@ -77,8 +80,8 @@ func TestBudget(t *testing.T) {
 		want        []string
 	}{
 		{maxDirect, maxLinked, nil},
-		{maxDirect + 1, maxLinked, []string{"the device binary imports 10 modules, 9 are allowed"}},
-		{maxDirect, maxLinked + 1, []string{"the device binary links 16 modules, 15 are allowed"}},
+		{maxDirect + 1, maxLinked, []string{"the device binary imports 11 modules, 10 are allowed"}},
+		{maxDirect, maxLinked + 1, []string{"the device binary links 17 modules, 16 are allowed"}},
 	} {
 		found := budget(append(pkgs[:c.all:c.all], Package{ImportPath: ours.ImportPath, Imports: ours.Imports[:2*c.direct]}))
 		found = slices.DeleteFunc(found, func(f string) bool { return strings.HasSuffix(f, "is not linked") })
