@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -49,10 +50,21 @@ var theMaker = sync.OnceValues(func() (m maker, err error) {
 	if err != nil {
 		return m, err
 	}
-	for _, v := range []string{next, later} {
-		if m.bundles[v], err = bundleOf(v, m.Signer); err != nil {
+	if m.bundles[next], err = bundleOf(next, m.Signer); err != nil {
+		return m, err
+	}
+	// As long as the other, which one can take the place of: an ECDSA signature varies by
+	// a few bytes.
+	for range 50 {
+		if m.bundles[later], err = bundleOf(later, m.Signer); err != nil {
 			return m, err
 		}
+		if len(m.bundles[later]) == len(m.bundles[next]) {
+			break
+		}
+	}
+	if len(m.bundles[later]) != len(m.bundles[next]) {
+		return m, errors.New("no two bundles have the same length")
 	}
 	m.foreign, err = bundleOf(next, stranger)
 	return m, err
