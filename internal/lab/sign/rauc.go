@@ -24,6 +24,7 @@ const (
 	Zstd Compression = "zstd" // the smallest bundle, and the fastest to install
 	Gzip Compression = "gzip"
 	XZ   Compression = "xz"
+	Fast Compression = "fast" // zstd at its lowest level: a larger bundle, at once
 )
 
 // arguments are mksquashfs's; "" for a compression that is not known.
@@ -31,6 +32,8 @@ func (c Compression) arguments() string {
 	switch c {
 	case Zstd:
 		return "-comp zstd -Xcompression-level 15"
+	case Fast:
+		return "-comp zstd -Xcompression-level 1"
 	case Gzip, XZ:
 		return "-comp " + string(c)
 	}
