@@ -94,6 +94,9 @@ device's certificate.
 The release is tried at the next restart, which --reboot asks for. It stays if it is
 found healthy (birthmark health); or else the one that runs now comes back.
 
+A release that is older than what runs takes a permit, which its owner has signed for
+it (--permit, root only); one below the floor is never taken.
+
 Exit code 0: it is written and armed. 1: refused, "STAGE: REASON". 2: usage or
 configuration. 3: agent, installer or bundle cannot be reached; another is on trial.`,
 		Example: `  birthmark firmware install /var/cache/release.raucb --reboot
@@ -101,11 +104,17 @@ configuration. 3: agent, installer or bundle cannot be reached; another is on tr
 	}
 	file := configFlag(cmd)
 	reboot := cmd.Flags().Bool("reboot", false, "restart the device for it, when it is written")
+	permit := cmd.Flags().String("permit", "", "`file` with the owner's permit for an older release")
 	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		conf, err := config.Load(config.Options{File: *file, Env: os.Environ()})
 		if err != nil {
 			return err
+		}
+		if *permit != "" {
+			if err := handOver(cmd.Context(), *permit); err != nil {
+				return err
+			}
 		}
 		order := api.Install{From: args[0], Restart: *reboot}
 		if !strings.Contains(order.From, "://") {
@@ -139,6 +148,21 @@ configuration. 3: agent, installer or bundle cannot be reached; another is on tr
 		return err
 	}
 	return cmd
+}
+
+// handOver gives a permit to the installer, which verifies it.
+func handOver(ctx context.Context, path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return &config.Error{Msg: "--permit: " + err.Error()}
+	}
+	defer f.Close()
+	err = thisInstaller.Permit(ctx, f)
+	var refusal *fota.Refusal
+	if err != nil && !errors.As(err, &refusal) {
+		err = &firmware.UnavailableError{Err: fmt.Errorf("cannot hand over the permit: %w", err)}
+	}
+	return err
 }
 
 // notTaken is why the agent did not take an order, so that the exit code is right.

@@ -65,17 +65,23 @@ func written(last answer, err error) (*Release, error) {
 
 // Arm makes the next starts try the release that the last Install has returned.
 func (c Client) Arm(ctx context.Context, v fota.Version) error {
-	return c.do(ctx, message{Verb: "arm", Version: &v})
+	return c.do(ctx, message{Verb: "arm", Version: &v}, nil)
 }
 
 // Bless says that what runs is good.
-func (c Client) Bless(ctx context.Context) error { return c.do(ctx, message{Verb: "bless"}) }
+func (c Client) Bless(ctx context.Context) error { return c.do(ctx, message{Verb: "bless"}, nil) }
 
 // Cancel takes back what Install and Arm did.
-func (c Client) Cancel(ctx context.Context) error { return c.do(ctx, message{Verb: "cancel"}) }
+func (c Client) Cancel(ctx context.Context) error { return c.do(ctx, message{Verb: "cancel"}, nil) }
 
-func (c Client) do(ctx context.Context, m message) error {
-	last, err := c.ask(ctx, m, nil, nil)
+// Permit hands over an owner's permit (package permit), as a regular file. An older release
+// that it is for may be installed then.
+func (c Client) Permit(ctx context.Context, f *os.File) error {
+	return c.do(ctx, message{Verb: "permit"}, f)
+}
+
+func (c Client) do(ctx context.Context, m message, file *os.File) error {
+	last, err := c.ask(ctx, m, nil, file)
 	if err == nil && last.Done != m.Verb {
 		err = errAnswer
 	}

@@ -23,6 +23,8 @@ type memory struct {
 	// CRLs has the number of the newest CRL that was believed, by SHA-256 of its
 	// issuer's public key.
 	CRLs map[string]*big.Int `json:"crls,omitempty"`
+	// Permit is the last one that was taken, as it was signed.
+	Permit string `json:"permit,omitempty"`
 	// Floor is who holds the floor, and how high.
 	Floor holding `json:"floor,omitzero"`
 }

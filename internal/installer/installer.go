@@ -18,6 +18,7 @@
 //	{"verb":"arm","version":"1.1.0+sv2"}     →  {"done":"arm"}
 //	{"verb":"bless"}                         →  {"done":"bless"}
 //	{"verb":"cancel"}                        →  {"done":"cancel"}
+//	{"verb":"permit"}, and a descriptor      →  {"done":"permit"}
 //
 // A request ends with one of these lines, or with one of
 //
@@ -61,6 +62,10 @@
 // done when the next Server starts, or at the next bless. A chip that was cleared gets back
 // what is remembered, or what runs if that is higher. While the chip cannot be asked, or is
 // another one, nothing is installed or armed; bless still blesses.
+//
+// A release that is older than what runs is taken if the owner has signed a permit for it
+// ([permit.Permit]), and not below the floor. The installer keeps the last one, and verifies
+// it each time by the files in the folder owner of each in [Server.Trust].
 //
 // The peer is who the kernel says (SO_PEERCRED), so a Server must not be in a user
 // namespace of its own. A line that has a member which is not known, or one twice, is
@@ -198,6 +203,7 @@ func (s *Server) decide(ctx context.Context, p *peer) (answer, error) {
 		"install": func() (answer, error) { return s.install(ctx, p, r, file) },
 		"arm":     func() (answer, error) { return answer{Done: r.verb}, s.arm(ctx, *r.version) },
 		"bless":   func() (answer, error) { return answer{Done: r.verb}, s.bless(ctx) },
+		"permit":  func() (answer, error) { return answer{Done: r.verb}, s.takePermit(ctx, file) },
 		"cancel":  func() (answer, error) { return answer{Done: r.verb}, s.cancel(ctx) },
 	}[r.verb]
 	switch {
@@ -256,6 +262,7 @@ func (s *Server) look(ctx context.Context) (fota.Status, error) {
 	if err := s.stand(ctx, &device); err != nil && !errors.Is(err, rot.ErrCleared) {
 		return device, err
 	}
+	s.allow(&device)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.device = &device
@@ -296,6 +303,7 @@ func (s *Server) status(ctx context.Context) *Status {
 			break
 		}
 		err = s.stand(ctx, &device)
+		s.allow(&device)
 		device.Notes = append(s.floorNotes(device, err), device.Notes...)
 		s.device = &device
 	}

@@ -79,10 +79,12 @@ func (p *peer) request() (r request, file *os.File, err error) {
 	switch files := p.inbox.files; {
 	case len(files) > 1:
 		return r, nil, fmt.Errorf("%d descriptors came, one is allowed", len(files))
-	case len(files) == 1 && (r.verb != "install" || r.size != nil):
-		return r, nil, errors.New("a descriptor is for an install that names no size")
+	case len(files) == 1 && r.verb != "permit" && (r.verb != "install" || r.size != nil):
+		return r, nil, errors.New("a descriptor is for an install that names no size, or for a permit")
 	case len(files) == 1:
 		file, p.inbox.files = files[0], nil
+	case r.verb == "permit":
+		return r, nil, errors.New("permit takes a descriptor")
 	case r.verb == "install" && r.size == nil:
 		return r, nil, errors.New("install takes a size, or a descriptor")
 	}

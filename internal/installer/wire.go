@@ -56,7 +56,7 @@ type answer struct {
 	// The last line is one of these.
 	Status  *Status  `json:"status,omitempty"`
 	Written *Release `json:"written,omitempty"`
-	Done    string   `json:"done,omitempty"` // arm, bless or cancel
+	Done    string   `json:"done,omitempty"` // arm, bless, cancel or permit
 	Refused *refused `json:"refused,omitempty"`
 	Busy    string   `json:"busy,omitempty"` // with which verb
 	Error   string   `json:"error,omitempty"`

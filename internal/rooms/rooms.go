@@ -41,6 +41,7 @@ var graph = map[string][]string{
 	"pkg/enroll":               {"pkg/cms", "pkg/clock"},
 	"pkg/fota":                 {},
 	"pkg/fota/bundle":          {"pkg/cms", "pkg/fota", "pkg/fota/bundle/squashfs"},
+	"pkg/fota/permit":          {"pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle"}, // the first in tests only
 	"pkg/fota/bundle/squashfs": {"github.com/klauspost/compress", "github.com/ulikunitz/xz"},
 	"pkg/fota/fotatest":        {"pkg/fota"},
 	"pkg/fota/rauc":            {"pkg/fota", "pkg/fota/slot", "pkg/store", "github.com/godbus/dbus"},
@@ -64,7 +65,7 @@ var graph = map[string][]string{
 	"internal/metrics": {},
 	"internal/sysroot": {},
 	// The only code that runs as root. It has no network; a test holds that it links none.
-	"internal/installer": {"pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/rot", "pkg/store", "golang.org/x/sys"},
+	"internal/installer": {"pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/fota/permit", "pkg/rot", "pkg/store", "golang.org/x/sys"},
 	"internal/agent": {"internal/agent/firmware", "internal/agent/update", "internal/config", "internal/metrics", "internal/sysroot", "internal/version",
 		"pkg/audit", "pkg/clock", "pkg/csr", "pkg/enroll", "pkg/fota", "pkg/fota/bundle", "pkg/fota/source", "pkg/lifecycle", "pkg/rot", "pkg/rot/tpm", "pkg/store", "pkg/telemetry"},
 	"internal/agent/api":  {"internal/metrics"},

@@ -43,6 +43,7 @@ type Status struct {
 	Compatible string           `json:"compatible"` // what the device is; IMAGE_ID of os-release(5)
 	Running    Version          `json:"running"`
 	Floor      uint32           `json:"floor"`           // the oldest security version that may be installed
+	Permit     Version          `json:"permit,omitzero"` // the older release that the owner lets it take
 	Slots      map[string]int64 `json:"slots"`           // bytes of the slot that does not run, by class
 	Trial      bool             `json:"trial,omitempty"` // what runs was not blessed yet
 	Other      Other            `json:"other,omitzero"`  // what lies beside what runs
@@ -69,5 +70,5 @@ const (
 
 // Policy is what a device in this status asks of a release.
 func (s Status) Policy() Policy {
-	return Policy{Compatible: s.Compatible, Running: s.Running, Floor: s.Floor, Slots: s.Slots}
+	return Policy{Compatible: s.Compatible, Running: s.Running, Floor: s.Floor, Permit: s.Permit, Slots: s.Slots}
 }

@@ -18,8 +18,8 @@ type Policy struct {
 	Slots map[string]int64
 	// AllowPlain lets bundles pass that have no hash tree.
 	AllowPlain bool
-	// AllowDowngrade lets an older release pass: the owner has signed for it.
-	AllowDowngrade bool
+	// Permit is the one older release that may pass: the owner has signed for it.
+	Permit Version
 }
 
 // LeapLimit is by how much a release may raise the security version: the floor is a
@@ -49,7 +49,7 @@ func (p Policy) Check(m *Manifest) error {
 		return no("floor", "%v is below the floor of this device, security version %d", m.Version, p.Floor)
 	case m.Version == p.Running:
 		return no("same", "%v runs already", m.Version)
-	case older && !p.AllowDowngrade:
+	case older && m.Version != p.Permit:
 		return no("downgrade", "%v is older than %v, which runs", m.Version, p.Running)
 	case p.Running != Version{} && m.Version.Security > p.Running.Security && m.Version.Security-p.Running.Security > LeapLimit:
 		return no("leap", "the security version of %v is more than %d above that of %v, which runs", m.Version, LeapLimit, p.Running)

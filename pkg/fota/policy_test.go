@@ -23,11 +23,12 @@ func TestPolicy(t *testing.T) {
 		{"a newer release", nil, ""},
 		{"a release of the same security version", func(p *fota.Policy, m *fota.Manifest) { m.Version.Security = 5 }, ""},
 		{"any release, where none is known to run", func(p *fota.Policy, m *fota.Manifest) { p.Running = fota.Version{} }, ""},
+		{"a leap that is just no leap", func(p *fota.Policy, m *fota.Manifest) { m.Version.Security = p.Running.Security + fota.LeapLimit }, ""},
 		{"a slot that is exactly filled", func(p *fota.Policy, m *fota.Manifest) { m.Images[0].Size = 1000 }, ""},
 		{"a device with a slot that the release leaves alone", func(p *fota.Policy, m *fota.Manifest) { p.Slots["data"] = 1 }, ""},
 		{"plain, where it is allowed", func(p *fota.Policy, m *fota.Manifest) { m.Format, p.AllowPlain = fota.FormatPlain, true }, ""},
 		{"an older release, with permission", func(p *fota.Policy, m *fota.Manifest) {
-			m.Version, p.AllowDowngrade = version("1.0.0+sv4"), true
+			m.Version, p.Permit = version("1.0.0+sv4"), version("1.0.0+sv4")
 		}, ""},
 
 		{"a release for others", func(p *fota.Policy, m *fota.Manifest) { m.Compatible = "acme-gw2" }, "compatible"},
@@ -36,14 +37,18 @@ func TestPolicy(t *testing.T) {
 		{"no format", func(p *fota.Policy, m *fota.Manifest) { m.Format = "" }, "plain"},
 		{"the release that runs", func(p *fota.Policy, m *fota.Manifest) { m.Version = p.Running }, "same"},
 		{"the release that runs, with permission", func(p *fota.Policy, m *fota.Manifest) {
-			m.Version, p.AllowDowngrade = p.Running, true
+			m.Version, p.Permit = p.Running, p.Running
 		}, "same"},
 		{"an older release", func(p *fota.Policy, m *fota.Manifest) { m.Version = version("1.9.9+sv5") }, "downgrade"},
 		{"an older release of a newer security version", func(p *fota.Policy, m *fota.Manifest) { m.Version = version("1.9.9+sv9") }, "downgrade"},
 		{"a newer release of an older security version", func(p *fota.Policy, m *fota.Manifest) { m.Version = version("3.0.0+sv4") }, "downgrade"},
+		{"an older release, with permission for another", func(p *fota.Policy, m *fota.Manifest) {
+			m.Version, p.Permit = version("1.0.0+sv4"), version("1.0.1+sv4")
+		}, "downgrade"},
+		{"a leap of the security version", func(p *fota.Policy, m *fota.Manifest) { m.Version.Security = p.Running.Security + fota.LeapLimit + 1 }, "leap"},
 		{"below the floor", func(p *fota.Policy, m *fota.Manifest) { m.Version = version("3.0.0+sv3") }, "floor"},
 		{"below the floor, with permission", func(p *fota.Policy, m *fota.Manifest) {
-			m.Version, p.AllowDowngrade = version("1.0.0+sv3"), true
+			m.Version, p.Permit = version("1.0.0+sv3"), version("1.0.0+sv3")
 		}, "floor"},
 		{"the release that runs, below the floor", func(p *fota.Policy, m *fota.Manifest) { m.Version, p.Floor = p.Running, 9 }, "floor"},
 		{"an image for a slot that is not there", func(p *fota.Policy, m *fota.Manifest) { m.Images[1].Slot = "rescue" }, "slot"},

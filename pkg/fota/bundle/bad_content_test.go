@@ -107,7 +107,7 @@ func (w *workshop) policies() {
 		{"much older than what runs", "downgrade", func(p *fota.Policy) { p.Running = fota.Version{Major: 10, Security: 2} }},
 		{"of an older security version", "downgrade", func(p *fota.Policy) { p.Running.Security = 3 }},
 		{"below the floor", "floor", func(p *fota.Policy) { p.Floor = 3 }},
-		{"below the floor, with permission", "floor", func(p *fota.Policy) { p.Floor, p.AllowDowngrade = 3, true }},
+		{"below the floor, with permission", "floor", func(p *fota.Policy) { p.Floor, p.Permit = 3, fota.Version{Major: 1, Minor: 1, Security: 2} }},
 		{"for a slot that is not there", "slot", func(p *fota.Policy) { p.Slots = map[string]int64{"rootfs": 8 << 20} }},
 		{"on a device without slots", "slot", func(p *fota.Policy) { p.Slots = nil }},
 		{"larger than a slot", "size", func(p *fota.Policy) { p.Slots = map[string]int64{"rootfs": 350<<10 - 1, "appfs": 1 << 20} }},
