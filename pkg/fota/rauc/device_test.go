@@ -29,7 +29,8 @@ const (
 	loadTries = 3
 )
 
-// The program that RAUC asks: what RAUC's own code for U-Boot does with its environment.
+// The program that RAUC asks: what RAUC's own code for U-Boot does with its environment. The
+// file cut lets it fail, see [testDevice.cut].
 const bootLoader = `#!/bin/sh -e
 cd %[1]s
 read -r order <order
@@ -39,6 +40,18 @@ without() {
 good() {
 	read -r left <$1 && [ $left != 0 ]
 }
+cut=
+case $1 in
+set-*)
+	if [ -f cut ]; then
+		read -r n after <cut
+		n=$((n - 1))
+		echo $n $after >cut
+		[ $n -gt 0 ] || cut=$after
+		[ $n -ge 0 ] || cut=false
+		[ "$cut" != false ] || exit 1
+	fi ;;
+esac
 case $1 in
 get-primary)
 	for name in $order; do
@@ -52,11 +65,15 @@ get-state)
 	case " $order " in *" $2 "*) ! good $2 || { echo good; exit; } ;; esac
 	echo bad ;;
 set-state)
-	[ $3 = bad ] || { echo %[2]d >$2; exit; }
-	echo 0 >$2
-	echo $(without $2) >order ;;
+	if [ $3 = good ]; then
+		echo %[2]d >$2
+	else
+		echo 0 >$2
+		echo $(without $2) >order
+	fi ;;
 *) exit 1 ;;
 esac
+[ -z "$cut" ]
 `
 
 // goodSettings are those of a device as package rauc wants it.

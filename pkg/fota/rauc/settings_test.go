@@ -1,0 +1,191 @@
+package rauc
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"birthmark/pkg/fota"
+)
+
+// wantUnsafe holds that every method refuses a device, and says why.
+func (d *testDevice) wantUnsafe(when string, i Installer, why string) {
+	d.Helper()
+	r := d.Release("1.1.0+sv1")
+	_, statusErr := i.Status(d.Context())
+	for method, err := range map[string]error{
+		"Status":  statusErr,
+		"Install": i.Install(d.Context(), r.Manifest, nil, nil),
+		"Arm":     i.Arm(d.Context(), r.Manifest),
+		"Cancel":  i.Cancel(d.Context()),
+		"Bless":   i.Bless(d.Context()),
+	} {
+		var no *fota.Refusal
+		if !errors.As(err, &no) || no.Stage != fota.StageBoot || no.Code != "settings" || !strings.Contains(err.Error(), why) {
+			d.Errorf("%s: %s: got %v, want a refusal that says %q", when, method, err, why)
+		}
+	}
+}
+
+// What RAUC's settings, the bus and systemd let happen is refused before RAUC is asked for
+// anything: there is no bus here.
+func TestUnsafeDevicesAreRefused(t *testing.T) {
+	const rules = "usr/share/dbus-1/system.d/de.pengutronix.rauc.conf"
+	link := func(to, name string) func(d *testDevice) {
+		return func(d *testDevice) {
+			d.must(os.MkdirAll(d.path(name[:strings.LastIndexByte(name, '/')]), 0o755))
+			d.must(os.Symlink(to, d.path(name)))
+		}
+	}
+	edit := func(from, to string) func(d *testDevice) {
+		return func(d *testDevice) { d.change(settingsFile, from, to) }
+	}
+	for name, c := range map[string]struct {
+		spoil func(d *testDevice)
+		why   string
+	}{
+		"for other devices":           {edit("compatible=acme-gw", "compatible=acme-hub"), `compatible is "acme-hub"`},
+		"no boot loader":              {edit("bootloader=custom", "bootloader=noop"), `bootloader is "noop"`},
+		"one that is not named":       {edit("bootloader=custom\n", ""), `bootloader is ""`},
+		"no status file":              {edit("statusfile=", "#statusfile="), "write to them"},
+		"a status file in each slot":  {edit("statusfile=", "statusfile=per-slot\n#"), "write to them"},
+		"a keyring":                   {edit("[handlers]", "[keyring]\npath=/etc/rauc/ca.pem\n[handlers]"), "[keyring]"},
+		"an empty keyring":            {edit("[handlers]", "[keyring]\n[handlers]"), "[keyring]"},
+		"bundles at every start":      {edit("[handlers]", "[autoinstall]\npath=/var/bundle\n[handlers]"), "[autoinstall]"},
+		"a handler":                   {edit("[handlers]", "[handlers]\npost-install=/usr/bin/true"), "post-install"},
+		"a group that is there twice": {edit("[handlers]", "[system]\n[handlers]"), "twice"},
+		"a key that is there twice":   {edit("compatible=acme-gw", "compatible=acme-gw\ncompatible=acme-gw"), "twice"},
+		"no keys of a group":          {edit("[system]", "compatible=acme-gw\n[system]"), "neither"},
+		"the rules that come with RAUC": {func(d *testDevice) {
+			d.must(os.Remove(d.path("etc/dbus-1/system.d/local.conf")))
+			d.write(rules, `<busconfig><!-- any --><policy context="default"><allow send_destination="de.pengutronix.rauc"/></policy></busconfig>`)
+		}, "anybody"},
+		"rules for a group": {func(d *testDevice) {
+			d.write(rules, "<busconfig><policy\n group='admin'><allow\n send_interface='*' send_destination='de.pengutronix.rauc'></allow></policy></busconfig>")
+		}, "others than root"},
+		"RAUC by another user": {func(d *testDevice) {
+			d.write(rules, `<busconfig><policy user="rauc"><allow own="de.pengutronix.rauc"/></policy></busconfig>`)
+		}, "others than root"},
+		"rules that allow later": {func(d *testDevice) {
+			d.write("etc/dbus-1/system.d/more.conf", `<busconfig><policy context="default"><allow send_destination="de.pengutronix.rauc"/></policy></busconfig>`)
+		}, "anybody"},
+		"every start is good": {link("/usr/lib/systemd/system/"+markGood, "etc/systemd/system/multi-user.target.wants/"+markGood), markGood},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDevice(t)
+			c.spoil(d)
+			d.wantUnsafe(name, Installer{Root: d.root, Bus: d.path("none"), State: d.path("var/state")}, c.why)
+		})
+	}
+	for name, spoil := range map[string]func(d *testDevice){
+		"nothing": func(*testDevice) {},
+		"rules that are taken back later": func(d *testDevice) {
+			d.write(rules, `<busconfig><policy context="default"><allow send_destination="de.pengutronix.rauc"/></policy></busconfig>`)
+		},
+		"a rule in a comment": func(d *testDevice) {
+			d.write(rules, `<busconfig><!-- <policy user="x"><allow own="de.pengutronix.rauc"/></policy> --></busconfig>`)
+		},
+		"a rule for another service": func(d *testDevice) {
+			d.write(rules, `<busconfig><policy user="x"><allow own="de.pengutronix.raucous"/></policy></busconfig>`)
+		},
+		"masked": func(d *testDevice) {
+			link("/usr/lib/systemd/system/"+markGood, "usr/lib/systemd/system/multi-user.target.wants/"+markGood)(d)
+			link("/dev/null", "etc/systemd/system/"+markGood)(d)
+		},
+		"a folder of RAUC's":   edit("statusfile=", "data-directory="),
+		"spaces around values": edit("bootloader=custom", "bootloader = custom "),
+	} {
+		t.Run("fine: "+name, func(t *testing.T) {
+			d := newDevice(t)
+			spoil(d)
+			i := Installer{Root: d.root, Bus: d.path("none"), State: d.path("var/state")}
+			if err := i.Bless(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot speak to D-Bus") {
+				t.Errorf("got %v, want only that there is no bus", err)
+			}
+		})
+	}
+}
+
+// What its slots are like RAUC says itself.
+func TestUnsafeSlotsAreRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		from, to, why string
+	}{
+		"one device for two slots":       {"dev/appfs-b", "dev/appfs-a", "is the device of two slots"},
+		"one device by two names":        {"dev/appfs-b", "dev/../dev/appfs-a", "is the device of two slots"},
+		"an image that is unpacked":      {"dev/rootfs-b\ntype=raw", "dev/rootfs-b\ntype=ubivol", "of the type ubivol"},
+		"a slot that is not written":     {"dev/rootfs-b\ntype=raw", "dev/rootfs-b\ntype=raw\nreadonly=true", "read-only"},
+		"one slot to start":              {"bootname=B\n", "", "0 slots to start"},
+		"three slots to start":           {"[slot.spare.0]", "[slot.rootfs.2]\nbootname=C", "2 slots to start"},
+		"sides that are not the same":    {"[slot.appfs.1]", "[slot.datafs.1]", "has slots of"},
+		"two slots of a class on a side": {"[slot.spare.0]", "[slot.appfs.2]\nparent=rootfs.1", "two slots of the class"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDevice(t)
+			d.change(settingsFile, c.from, c.to)
+			d.wantUnsafe(name, d.installer(), c.why)
+		})
+	}
+	d := newDevice(t)
+	i := d.installer()
+	_, err := i.Status(t.Context())
+	d.must(err)
+	d.change(settingsFile, "dev/rootfs-b", "dev/spare")
+	d.wantUnsafe("settings that RAUC does not have", i, "not the one in")
+}
+
+// Without RAUC on the bus nothing is done.
+func TestADeviceWithoutRAUC(t *testing.T) {
+	d := newDevice(t)
+	i := d.installer()
+	d.must(os.Remove(d.path("services/rauc")))
+	if err := i.Bless(t.Context()); err == nil || !strings.Contains(err.Error(), "cannot speak to RAUC") {
+		t.Errorf("got %v, want that RAUC cannot be spoken to", err)
+	}
+}
+
+func TestSettingsAreRead(t *testing.T) {
+	got, err := parseSettings("# a comment\n\n[system]\ncompatible = a b \nempty=\n[slot.rootfs.0]\ndevice=/dev/x=y\n")
+	if want := "map[slot.rootfs.0:map[device:/dev/x=y] system:map[compatible:a b empty:]]"; err != nil || fmt.Sprint(got) != want {
+		t.Errorf("got %v, %v, want %s", got, err, want)
+	}
+}
+
+func FuzzSettings(f *testing.F) {
+	f.Add(goodSettings)
+	f.Add("[system]\ncompatible = x\n[a.b]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		s, err := parseSettings(text)
+		if err != nil {
+			return
+		}
+		n := 0
+		for name, group := range s {
+			n += len(group)
+			if name == "" || strings.ContainsAny(name, "[]\n") {
+				t.Errorf("%q is a group", name)
+			}
+			for key := range group {
+				if key == "" || strings.ContainsAny(key, "=\n") {
+					t.Errorf("%q is a key", key)
+				}
+			}
+		}
+		if n > strings.Count(text, "\n")+1 {
+			t.Errorf("%d keys in %d lines", n, strings.Count(text, "\n")+1)
+		}
+	})
+}
+
+func FuzzBusRules(f *testing.F) {
+	f.Add(goodRules)
+	f.Add(`<policy user="x"><allow own="de.pengutronix.rauc"/></policy>`)
+	f.Fuzz(func(t *testing.T, text string) {
+		all, some, none := busRules(text)
+		if (all || some || none) && !strings.Contains(text, "de.pengutronix.rauc") {
+			t.Errorf("%q has rules for RAUC: %v, %v, %v", text, all, some, none)
+		}
+	})
+}
