@@ -19,7 +19,7 @@ func signCommand() *cobra.Command {
 		Use: "sign", Short: "sign what devices take from nobody else", Args: cobra.NoArgs,
 		Example: "  birthmark-lab sign firmware --help",
 	}
-	cmd.AddCommand(signFirmwareCommand())
+	cmd.AddCommand(signFirmwareCommand(), signPermitCommand())
 	return cmd
 }
 
@@ -54,13 +54,7 @@ release was built.`,
       --compatible acme-gw --version 1.1.0+sv2 --image rootfs=rootfs.ext4 --out acme-gw-1.1.0.raucb`,
 	}
 	f := cmd.Flags()
-	f.StringVar(&dir, "dir", "", "`folder` of the lab that signs")
-	f.StringVar(&by.Certificate, "cert", "", "`file` with the signer's certificate")
-	f.StringVar(&by.Key, "key", "", "`file` with the signer's key")
-	f.StringArrayVar(&by.Intermediates, "intermediate", nil, "`file` with a CA between signer and root; may be repeated")
-	f.StringVar(&by.Anchors, "anchors", "", "`file` with the roots that devices trust")
-	f.StringVar(&by.SigningCAs, "signing-cas", "", "`file` with the CAs that devices let issue signers")
-	f.StringVar(&by.CRLs, "crls", "", "`file` with a CRL of every CA, root included")
+	signerFlags(cmd, &dir, &by)
 	f.StringVar(&r.Compatible, "compatible", "", "the `devices` that the release is for")
 	f.StringVar(&version, "version", "", "`X.Y.Z+svN`")
 	f.StringVar(&r.Description, "description", "", "`text` for people")
@@ -115,6 +109,18 @@ func tell(step string) {
 	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 		fmt.Fprintln(os.Stderr, step)
 	}
+}
+
+// signerFlags say who signs.
+func signerFlags(cmd *cobra.Command, dir *string, by *sign.Signer) {
+	f := cmd.Flags()
+	f.StringVar(dir, "dir", "", "`folder` of the lab that signs")
+	f.StringVar(&by.Certificate, "cert", "", "`file` with the signer's certificate")
+	f.StringVar(&by.Key, "key", "", "`file` with the signer's key")
+	f.StringArrayVar(&by.Intermediates, "intermediate", nil, "`file` with a CA between signer and root; may be repeated")
+	f.StringVar(&by.Anchors, "anchors", "", "`file` with the roots that devices trust")
+	f.StringVar(&by.SigningCAs, "signing-cas", "", "`file` with the CAs that devices let issue signers")
+	f.StringVar(&by.CRLs, "crls", "", "`file` with a CRL of every CA, root included")
 }
 
 // checkSigner wants a lab or a CA's files, whole.

@@ -28,15 +28,15 @@ type Signer struct {
 // Lab returns the signer of the lab in the folder dir. What is missing of folder, CA,
 // certificates and CRLs is made, and what is old is renewed. The lab may be up or not.
 func Lab(dir string) (Signer, error) {
-	s, err := lab(filepath.Join(dir, "firmware"))
+	s, err := lab(filepath.Join(dir, "firmware"), "Firmware")
 	if err != nil {
 		return Signer{}, fmt.Errorf("cannot use the code-signing CA in %s: %w", dir, err)
 	}
 	return s, nil
 }
 
-func lab(dir string) (_ Signer, err error) {
-	c, err := ca.Open(dir, "Firmware")
+func lab(dir, name string) (_ Signer, err error) {
+	c, err := ca.Open(dir, name)
 	if err != nil {
 		return Signer{}, err
 	}
