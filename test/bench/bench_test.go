@@ -14,7 +14,8 @@ import (
 // more than that it is there: how large it may be is for `make bench`.
 func TestSmoke(t *testing.T) {
 	m, err := measure(t.Context(), options{agent: filepath.Join("..", "..", "bin", "birthmark"),
-		rounds: 1, publishes: 1, enrolments: 1, rest: time.Millisecond, settle: time.Millisecond, readings: 1})
+		rounds: 1, publishes: 1, enrolments: 1, rest: time.Millisecond, settle: time.Millisecond, readings: 1,
+		unit: installerUnit, image: 1 << 20, half: 2 << 20, sparse: 128 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,16 +28,18 @@ func TestSmoke(t *testing.T) {
 			t.Errorf("%s: got %v, want more than nothing", name, measured)
 		}
 	}
-	if len(m.figures) != 8 {
-		t.Errorf("got %d figures, want 8: %v", len(m.figures), m.figures)
+	if len(m.figures) != 15 {
+		t.Errorf("got %d figures, want 15: %v", len(m.figures), m.figures)
 	}
 	text, _ := report("", limits, m)
-	for _, peer := range []string{"mosquitto_pub", "openssl and curl", "strongSwan pki", "mosquitto_sub"} {
+	for _, peer := range []string{"mosquitto_pub", "openssl and curl", "strongSwan pki", "mosquitto_sub", "openssl dgst -sha256", "rauc extract, none", "rauc extract, gzip"} {
 		if !strings.Contains(text, "| "+peer+" | ") {
 			t.Errorf("the report has no line of %s:\n%s", peer, text)
 		}
 	}
 }
+
+var installerUnit = filepath.Join("..", "..", "packaging", "systemd", "birthmark-installer.service")
 
 func numbers(t *testing.T) []limit {
 	t.Helper()

@@ -10,6 +10,11 @@
 //	start-to-ready          `birthmark run`, to READY=1 for its service manager
 //	tpm-commands-message    the TPM of `birthmark run` while it sends telemetry
 //	device-binary-size      bin/birthmark
+//	bundle-verify-ratio     `birthmark firmware verify`          openssl dgst -sha256
+//	bundle-install-ratio-…  `birthmark installer`                rauc extract
+//	bundle-policy-time      `birthmark firmware verify`, which refuses
+//	bundle-fetched-ratio    what a server sends for an install
+//	installer-memory        `birthmark installer`, in all of these, and with 512 MiB and 5 GiB
 //
 // What else docs/numbers.md names is looked for among what the module's Go benchmarks
 // report; a limit that nothing measures yet is said, and no fault.
@@ -46,11 +51,17 @@ type options struct {
 	settle     time.Duration // how long a process is left alone before that
 	readings   int           // telemetry during which the TPM is listened to
 	benchmarks bool          // run the Go benchmarks as well
+	unit       string        // of the installer, a file
+	image      int64         // bytes of the image in bundles
+	half       int64         // bytes of one for which only memory is measured
+	sparse     int64         // the same, almost all holes
 }
 
 func main() {
-	o := options{publishes: 15, enrolments: 4, settle: 5 * time.Second, readings: 3, benchmarks: true}
+	o := options{publishes: 15, enrolments: 4, settle: 5 * time.Second, readings: 3, benchmarks: true,
+		image: 256 << 20, half: 512 << 20, sparse: 5 << 30}
 	flag.StringVar(&o.agent, "agent", "bin/birthmark", "the device `binary`")
+	flag.StringVar(&o.unit, "unit", "packaging/systemd/birthmark-installer.service", "the installer's unit `file`")
 	flag.IntVar(&o.rounds, "rounds", 3, "`number` of rounds, of which the best counts")
 	flag.DurationVar(&o.rest, "rest", 20*time.Second, "how long the agent is idle in a round")
 	table := flag.String("limits", "docs/numbers.md", "Markdown `file` with the table of limits")
@@ -105,6 +116,7 @@ type measurement struct {
 	publishing []*lane
 	enrolling  []*lane
 	resting    []*rests
+	firmware   []contest
 }
 
 // figures are what was measured, by the names of docs/numbers.md.
@@ -121,6 +133,12 @@ func measure(ctx context.Context, o options) (_ *measurement, err error) {
 	defer func() { err = errors.Join(err, w.close()) }()
 	m := &measurement{figures: figures{}, publishing: w.publishing(), enrolling: w.enrolling(),
 		resting: []*rests{{name: "birthmark run"}, {name: "mosquitto_sub"}}}
+	fmt.Fprintln(os.Stderr, "making bundles")
+	f, err := w.newFirmware(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	m.firmware = f.contests()
 	ready := &lane{name: "birthmark run, without network", once: w.agentReady}
 	for round := range o.rounds {
 		fmt.Fprintf(os.Stderr, "round %d of %d: publish", round+1, o.rounds)
@@ -133,6 +151,10 @@ func measure(ctx context.Context, o options) (_ *measurement, err error) {
 		}
 		fmt.Fprint(os.Stderr, ", enrol")
 		if err := race(ctx, o.enrolments, m.enrolling); err != nil {
+			return nil, err
+		}
+		fmt.Fprint(os.Stderr, ", firmware")
+		if err := f.round(ctx, m); err != nil {
 			return nil, err
 		}
 		fmt.Fprint(os.Stderr, ", rest")
@@ -152,12 +174,19 @@ func measure(ctx context.Context, o options) (_ *measurement, err error) {
 		return nil, err
 	}
 	m.figures.add("tpm-commands-message", commands)
+	fmt.Fprintln(os.Stderr, "large images")
+	if err := f.finish(ctx, w, o, m.figures); err != nil {
+		return nil, err
+	}
 	info, err := os.Stat(o.agent)
 	if err != nil {
 		return nil, err
 	}
 	m.figures.add("device-binary-size", float64(info.Size()))
 	m.figures.add("start-to-publish-ratio", m.publishing[0].ratio(m.publishing[1]))
+	for _, c := range m.firmware {
+		m.figures.add(c.figure, c.lanes[0].ratio(c.lanes[1]))
+	}
 	m.figures.add("start-to-ready", ready.best().Seconds())
 	m.figures.add("enrolment-ratio", m.enrolling[0].ratio(m.enrolling[1]))
 	atRest := m.resting[0].best()

@@ -35,14 +35,11 @@ func report(about string, limits []limit, m *measurement) (text string, exceeded
 	}
 	fmt.Fprintf(&b, "\n%d held, %d exceeded, %d not measured yet.\n", held, exceeded, len(limits)-held-exceeded)
 
-	for _, what := range []struct {
-		head  string
-		lanes []*lane
-	}{
-		{"start to acknowledged publish", m.publishing},
-		{"enrolment", m.enrolling},
-	} {
-		fmt.Fprintf(&b, "\n| %s | best | median | against it |\n|---|---:|---:|---:|\n", what.head)
+	for _, what := range append([]contest{
+		{what: "start to acknowledged publish", lanes: m.publishing},
+		{what: "enrolment", lanes: m.enrolling},
+	}, m.firmware...) {
+		fmt.Fprintf(&b, "\n| %s | best | median | against it |\n|---|---:|---:|---:|\n", what.what)
 		for i, l := range what.lanes {
 			against := ""
 			if i > 0 {
@@ -67,7 +64,7 @@ func describe(ctx context.Context, agent string) (string, error) {
 		return "", fmt.Errorf("%s version: %w", agent, err)
 	}
 	packages, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${Package} ${Version}\n",
-		"mosquitto", "mosquitto-clients", "openssl", "curl", "strongswan-pki", "swtpm").Output()
+		"mosquitto", "mosquitto-clients", "openssl", "curl", "strongswan-pki", "swtpm", "rauc", "squashfs-tools").Output()
 	if err != nil {
 		return "", fmt.Errorf("cannot ask for the peers' versions: %w", err)
 	}
