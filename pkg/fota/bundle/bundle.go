@@ -31,7 +31,8 @@
 // bundle; whoever installs it needs it no more than CopyImage does.
 //
 // Memory does not grow with the bundle: four spans of 128 KiB, one block for each level
-// of the tree, and what squashfs needs for a file.
+// of the tree, and what squashfs needs for a file. While Verify looks, there is a bit for
+// each span besides.
 //
 // # Plain bundles
 //
@@ -77,18 +78,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"birthmark/pkg/cms"
 	"birthmark/pkg/fota"
+	"birthmark/pkg/fota/bundle/squashfs"
 )
 
 // A Bundle is one whose signature was verified, and which may be read through that. It
-// is safe for concurrent use.
+// is safe for concurrent use; images are copied one after another.
 type Bundle struct {
 	Manifest *fota.Manifest
 	Chain    []*x509.Certificate // of its signer, who comes first; the anchor is the last
 
 	payload *spans
+
+	mu    sync.Mutex
+	files *squashfs.FS // in the payload; nil until an image was asked for
 }
 
 // Open verifies who signed a bundle of size bytes, and what, from its end alone. A plain
@@ -179,7 +185,8 @@ func (s signed) plain(ctx context.Context, r io.ReaderAt, t *tally) (*Bundle, er
 		return nil, err
 	}
 	payload := newSpans(made, s.payload)
-	files, err := openFiles(payload)
+	payload.verified = true
+	files, err := openFiles(payload, payload.size)
 	if err != nil {
 		return nil, err
 	}

@@ -16,17 +16,16 @@ import (
 	"birthmark/pkg/fota/bundle/squashfs"
 )
 
-// Verify reads everything: the whole payload, then every image. Progress, if there is
-// one, is told how many bytes of these are done.
+// Verify reads everything: every image, and then what is in the payload besides. Progress,
+// if there is one, is told how many bytes of images and payload are done. What was read
+// for an image is not read again, so of a verity bundle little is fetched twice.
 func (b *Bundle) Verify(ctx context.Context, progress func(done, total int64)) error {
-	t := &tally{total: b.payload.size, report: progress}
+	t := &tally{report: progress}
 	for _, image := range b.Manifest.Images {
 		t.total += image.Size
 	}
-	if err := b.payload.check(ctx, t); err != nil {
-		return err
-	}
-	files, err := b.files()
+	payload := b.payload.visit(t)
+	files, err := b.open(payload)
 	if err != nil {
 		return err
 	}
@@ -35,7 +34,7 @@ func (b *Bundle) Verify(ctx context.Context, progress func(done, total int64)) e
 			return err
 		}
 	}
-	return nil
+	return payload.rest(ctx)
 }
 
 // CopyImage writes an image to w while it is verified. If it returns an error, what was
@@ -45,17 +44,21 @@ func (b *Bundle) CopyImage(ctx context.Context, w io.Writer, image fota.Image, p
 	if !slices.Contains(b.Manifest.Images, image) {
 		return fmt.Errorf("cannot copy image %s: it is not one of the bundle", image.File)
 	}
-	files, err := b.files()
-	if err != nil {
-		return err
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.files == nil { // its tables lie far from the images: they are fetched once
+		var err error
+		if b.files, err = b.open(b.payload); err != nil {
+			return err
+		}
 	}
-	return copyImage(ctx, w, files, image, &tally{total: image.Size, report: progress})
+	return copyImage(ctx, w, b.files, image, &tally{total: image.Size, report: progress})
 }
 
-// files opens the file system in the payload, and holds it against the manifest as far
+// open opens the file system in the payload, read through r, and holds it against the manifest as far
 // as that is possible without reading images.
-func (b *Bundle) files() (*squashfs.FS, error) {
-	files, err := openFiles(b.payload)
+func (b *Bundle) open(r io.ReaderAt) (*squashfs.FS, error) {
+	files, err := openFiles(r, b.payload.size)
 	if err != nil {
 		return nil, err
 	}
@@ -78,8 +81,8 @@ func (b *Bundle) files() (*squashfs.FS, error) {
 	return files, nil
 }
 
-func openFiles(payload *spans) (*squashfs.FS, error) {
-	files, err := squashfs.Open(payload, payload.size)
+func openFiles(r io.ReaderAt, size int64) (*squashfs.FS, error) {
+	files, err := squashfs.Open(r, size)
 	if err != nil {
 		return nil, unreadable("file system", err)
 	}

@@ -26,7 +26,8 @@ type loader interface {
 // Spans is the data of a bundle, as an [io.ReaderAt] that hands out only what its
 // loader has verified. It is safe for concurrent use.
 type spans struct {
-	size int64
+	size     int64
+	verified bool // all of it, before; what is loaded is held against that
 
 	mu     sync.Mutex
 	loader loader
@@ -87,21 +88,53 @@ func (s *spans) spanLocked(off int64) ([]byte, error) {
 	return b, nil
 }
 
-// check loads everything once, in order.
-func (s *spans) check(ctx context.Context, t *tally) error {
-	b := make([]byte, spanSize)
-	for off := int64(0); off < s.size; off += spanSize {
+// A visit reads spans, and keeps account of those that it has verified, a bit for each. It
+// is not safe for concurrent use.
+type visit struct {
+	*spans
+	seen  []byte
+	tally *tally // gets the bytes of each span when it is seen first
+}
+
+// visit begins a visit, and adds to the tally what it may have to verify.
+func (s *spans) visit(t *tally) *visit {
+	v := &visit{s, make([]byte, s.size/spanSize/8+1), t}
+	if !s.verified {
+		t.total += s.size
+	}
+	return v
+}
+
+func (v *visit) ReadAt(p []byte, off int64) (int, error) {
+	n, err := v.spans.ReadAt(p, off)
+	for at := off - off%spanSize; at < off+int64(n); at += spanSize {
+		if i := at / spanSize; !v.saw(at) {
+			v.seen[i/8] |= 1 << (i % 8)
+			v.tally.add(int(min(spanSize, v.size-at)))
+		}
+	}
+	return n, err
+}
+
+// saw reports whether the span at off was verified.
+func (v *visit) saw(off int64) bool {
+	i := off / spanSize
+	return v.verified || v.seen[i/8]&(1<<(i%8)) != 0
+}
+
+// rest verifies, in order, what was never verified.
+func (v *visit) rest(ctx context.Context) error {
+	var first [1]byte // of a span, which is verified as a whole
+	for off := int64(0); off < v.size; off += spanSize {
+		if v.saw(off) {
+			continue
+		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		b = b[:min(spanSize, s.size-off)]
-		s.mu.Lock()
-		err := s.loader.load(b, off)
-		s.mu.Unlock()
-		if err != nil {
+		if _, err := v.ReadAt(first[:], off); err != nil {
 			return err
 		}
-		t.add(len(b))
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ func TestTreeHandsOutTheData(t *testing.T) {
 		payload, v := planted(data)
 		s := grow(t, bytes.NewReader(payload), int64(len(payload)), v)
 		var last int64
-		if err := s.check(context.Background(), &tally{total: s.size, report: func(done, total int64) { last = done }}); err != nil {
+		if err := s.visit(&tally{report: func(done, total int64) { last = done }}).rest(context.Background()); err != nil {
 			t.Fatalf("%d blocks: %v", blocks, err)
 		}
 		if last != int64(len(data)) {
@@ -73,15 +73,15 @@ func TestTreeRefusesEveryChange(t *testing.T) {
 	for at, code := range hashed {
 		bent := bytes.Clone(payload)
 		bent[at] ^= 0x10
-		err := grow(t, bytes.NewReader(bent), int64(len(bent)), v).check(context.Background(), &tally{})
+		err := grow(t, bytes.NewReader(bent), int64(len(bent)), v).visit(&tally{}).rest(context.Background())
 		wantRefusal(t, "a bit of a byte changed", err, fota.StagePayload, code)
 	}
 	other := v
 	other.Root[0] ^= 1
-	wantRefusal(t, "another root", grow(t, bytes.NewReader(payload), int64(len(payload)), other).check(context.Background(), &tally{}), fota.StagePayload, "tree")
+	wantRefusal(t, "another root", grow(t, bytes.NewReader(payload), int64(len(payload)), other).visit(&tally{}).rest(context.Background()), fota.StagePayload, "tree")
 	other = v
 	other.Salt[31] ^= 1
-	wantRefusal(t, "another salt", grow(t, bytes.NewReader(payload), int64(len(payload)), other).check(context.Background(), &tally{}), fota.StagePayload, "tree")
+	wantRefusal(t, "another salt", grow(t, bytes.NewReader(payload), int64(len(payload)), other).visit(&tally{}).rest(context.Background()), fota.StagePayload, "tree")
 }
 
 // TestTreePadding: a tree that is right by its hashes, and has something behind them.
@@ -91,7 +91,7 @@ func TestTreePadding(t *testing.T) {
 	payload[len(payload)-1] = 1
 	tr := tree{salt: v.Salt, hash: sha256.New()}
 	v.Root = [32]byte(tr.sum(payload[len(data):]))
-	err := grow(t, bytes.NewReader(payload), int64(len(payload)), v).check(context.Background(), &tally{})
+	err := grow(t, bytes.NewReader(payload), int64(len(payload)), v).visit(&tally{}).rest(context.Background())
 	wantRefusal(t, "a byte behind the last hash", err, fota.StagePayload, "padding")
 }
 
@@ -144,7 +144,7 @@ func TestSecondReading(t *testing.T) {
 		}
 	}
 	verified := grow(t, s, int64(len(payload)), v)
-	if err := verified.check(context.Background(), &tally{}); err != nil {
+	if err := verified.visit(&tally{}).rest(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	p := make([]byte, len(data))
@@ -171,13 +171,13 @@ func TestTreeTrouble(t *testing.T) {
 			return nil
 		}
 		verified := grow(t, s, int64(len(payload)), v)
-		err := verified.check(context.Background(), &tally{})
+		err := verified.visit(&tally{}).rest(context.Background())
 		wantTrouble(t, "a source that fails", err)
 		if !errors.Is(err, broken) {
 			t.Errorf("got %v, want what was wrong with the source", err)
 		}
 		s.before = nil
-		if err := verified.check(context.Background(), &tally{}); err != nil {
+		if err := verified.visit(&tally{}).rest(context.Background()); err != nil {
 			t.Errorf("the source is back: got %v", err)
 		}
 	}
