@@ -105,10 +105,11 @@ func TestAFileThatIsChanged(t *testing.T) {
 					case c.when == ordered && n == 1, c.when == believed && n == 2:
 						change()
 					case c.when == read && n == 2:
-						r.Source = &watched{Source: r.Source, at: func(int64) {
+						r.Source = &watched{Source: r.Source, fails: func(int64) error {
 							if draft, _ := filepath.Glob(d.path(entries + "/.*")); len(draft) > 0 {
 								change()
 							}
+							return nil
 						}}
 					}
 				}
@@ -129,16 +130,18 @@ func TestAFileThatIsChanged(t *testing.T) {
 	}
 }
 
-// A watched source tells of every read before it is made, and may bend what was read.
+// A watched source asks before every read, which may fail, and may bend what was read.
 type watched struct {
 	source.Source
-	at   func(off int64)
-	bend func(p []byte)
+	fails func(off int64) error
+	bend  func(p []byte)
 }
 
 func (w *watched) ReadAt(p []byte, off int64) (int, error) {
-	if w.at != nil {
-		w.at(off)
+	if w.fails != nil {
+		if err := w.fails(off); err != nil {
+			return 0, err
+		}
 	}
 	n, err := w.Source.ReadAt(p, off)
 	if w.bend != nil {
