@@ -99,16 +99,20 @@ func (l *Loader) other(running fota.Version, others []Entry) (best fota.Other, e
 
 // Install implements [fota.Installer]. Besides what [Loader.Check] refuses, it refuses at
 // [fota.StageSlot] a release without exactly an image for each class, and at
-// [fota.StageBoot], with the code "root", a UKI that does not start the root file system
-// beside it.
+// [fota.StageBoot] a UKI that does not start the root file system beside it, with the code
+// "root", and a release older than what runs, with "older": an owner may permit one, and
+// the boot loader would not start it.
 func (i Installer) Install(ctx context.Context, m *fota.Manifest, copyImage fota.CopyImage, progress func(done, total int64)) (err error) {
 	root, _, err := images(m)
 	if err != nil {
 		return err
 	}
-	l, _, err := i.open()
+	l, st, err := i.open()
 	if err != nil {
 		return err
+	}
+	if m.Version.Compare(st.Running) < 0 {
+		return fota.Refuse(fota.StageBoot, "older", "systemd-boot starts the newest release that has tries left: %v would not be tried beside %v", m.Version, st.Running)
 	}
 	to, err := Inactive(i.Root)
 	if err != nil {

@@ -178,6 +178,7 @@ func TestInstallerRefusesWhatDoesNotStart(t *testing.T) {
 			r.Version.Minor = 7
 			return r
 		}, "version"},
+		"a release older than what runs":   {func() fotatest.Release { return ship(t, "0.9.0+sv1", 2, 2) }, "older"},
 		"the UKI starts another root":      {func() fotatest.Release { return ship(t, "1.1.0+sv2", 2, 3) }, "root"},
 		"the UKI starts what runs already": {func() fotatest.Release { return ship(t, "1.1.0+sv2", 2, 1) }, "root"},
 	} {
