@@ -103,7 +103,7 @@ var graph = map[string][]string{
 	"pkg/fota/bundle/bundletest":   {},
 	"pkg/fota/sdboot/pe/petest":    {},
 	"internal/rooms":               {},
-	"test/e2e":                     {"internal/agent", "pkg/lifecycle", "pkg/store"},
+	"test/e2e":                     {"internal/agent", "internal/lab/board", "internal/lab/sign", "pkg/fota", "pkg/lifecycle", "pkg/store"},
 	"test/bench":                   {"internal/installer", "internal/lab", "internal/lab/sign", "internal/swtpm", "internal/sysroot", "pkg/fota/sdboot/pe/petest", "pkg/fota/source", "golang.org/x/sys"},
 	"test/deb":                     {"test/qemu/image"},
 	"test/docs":                    {},
