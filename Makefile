@@ -161,6 +161,6 @@ qemu: build deb
 racesoak:
 	@go test -race -count=20 -timeout 1h -skip '$(SLOW)' $(LIBRARY)
 killsoak: build deb
-	@KILLS=$(KILLS) go test -count=1 -timeout 2h $(PROGRAMS)
+	@KILLS=$(KILLS) SPARSE=5120 go test -count=1 -timeout 2h $(PROGRAMS)
 powersoak: build deb
 	@CUTS=$(CUTS) LOSSES=500 go test -count=1 -timeout 2h -v -run 'TestPowerCuts|TestEveryWriteOfAFirstBoot' ./test/qemu

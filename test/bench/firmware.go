@@ -36,25 +36,32 @@ var compressions = map[string]string{
 	"zstd": "-comp zstd -Xcompression-level 15",
 }
 
-// newFirmware makes a bundle for every compression, with an image of so many bytes.
-func (w *world) newFirmware(ctx context.Context, o options) (*firmware, error) {
-	f := &firmware{dir: w.path("firmware"), agent: w.agent}
+// newFirmware makes a device that believes the signer, with slots of so many bytes.
+func (w *world) newFirmware(by sign.Signer, unit string, slot int64) (*firmware, error) {
+	f := &firmware{dir: w.path("firmware"), agent: w.agent, by: by}
 	var err error
-	if f.env, err = unitEnvironment(o.unit); err != nil {
+	if f.env, err = unitEnvironment(unit); err != nil {
 		return nil, err
 	}
-	if f.by, err = sign.Lab(w.path("lab")); err != nil {
-		return nil, err
-	}
-	if f.device, err = makeDevice(w.path("device"), max(o.image, o.half, o.sparse)+verityBlock, f.by, strings.TrimPrefix(w.tpm.Address(), "unix:")); err != nil {
+	if f.device, err = makeDevice(w.path("device"), slot, by, strings.TrimPrefix(w.tpm.Address(), "unix:")); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(f.dir, 0o700); err != nil {
 		return nil, err
 	}
 	// RAUC's own default is a purpose that no certificate for signing code has.
-	conf := "[system]\ncompatible=" + product + "\nbootloader=noop\n[keyring]\npath=" + f.by.Anchors + "\ncheck-purpose=codesign\n"
-	if err := os.WriteFile(f.path("system.conf"), []byte(conf), 0o600); err != nil {
+	conf := "[system]\ncompatible=" + product + "\nbootloader=noop\n[keyring]\npath=" + by.Anchors + "\ncheck-purpose=codesign\n"
+	return f, os.WriteFile(f.path("system.conf"), []byte(conf), 0o600)
+}
+
+// makeFirmware makes a bundle for every compression, too, signed by the lab.
+func (w *world) makeFirmware(ctx context.Context, o options) (*firmware, error) {
+	by, err := sign.Lab(w.path("lab"))
+	if err != nil {
+		return nil, err
+	}
+	f, err := w.newFirmware(by, o.unit, max(o.image, o.half, o.sparse)+verityBlock)
+	if err != nil {
 		return nil, err
 	}
 	for compression, args := range compressions {

@@ -134,7 +134,7 @@ func measure(ctx context.Context, o options) (_ *measurement, err error) {
 	m := &measurement{figures: figures{}, publishing: w.publishing(), enrolling: w.enrolling(),
 		resting: []*rests{{name: "birthmark run"}, {name: "mosquitto_sub"}}}
 	fmt.Fprintln(os.Stderr, "making bundles")
-	f, err := w.newFirmware(ctx, o)
+	f, err := w.makeFirmware(ctx, o)
 	if err != nil {
 		return nil, err
 	}
