@@ -75,7 +75,7 @@ deb: ## bin/*.deb: the device's package for amd64, arm64, armhf; a tarball for r
 		packaging/deb/build.sh $$arch '$(DEBVERSION)' $(SOURCE_DATE_EPOCH) bin out/$$arch/birthmark; done
 
 .PHONY: demo
-demo: setup build ## a device is born, enrols and speaks; ONESHOT=1 ends by itself
+demo: setup build ## a device is born, enrols, speaks and is updated; ONESHOT=1 ends by itself
 	@bin/birthmark-lab demo $(if $(ONESHOT),--oneshot --json demo.json)
 
 # A device is built from the package of this very tree, not from one that lies there.

@@ -12,11 +12,14 @@ import (
 func demoCommand() *cobra.Command {
 	var o demo.Options
 	cmd := &cobra.Command{
-		Use: "demo", Short: "show a device being born, enrolling and speaking", Args: cobra.NoArgs,
+		Use: "demo", Short: "show a device being born, enrolling, speaking and updated", Args: cobra.NoArgs,
 		Long: `Make a TPM in software, bring up a maker's CA, an owner's CA and a broker, start the
-real agent, and print what happens from its first boot to its first telemetry; then
-try three things that must fail. All of it is in one temporary folder, which is
-removed at the end, and on free ports of the loopback interface.`,
+real agent, and print what happens from its first boot to its first telemetry. Then
+update its firmware, which rauc bundle signs and the real installer writes, in slots
+that are files, behind a boot loader that is played; offer it bundles that it must not
+take, and a release that does not work. In the end, try three more things that must
+fail. All of it is in one temporary folder, which is removed at the end, and on free
+ports of the loopback interface.`,
 		Example: "  birthmark-lab demo\n  birthmark-lab demo --oneshot --json demo.json",
 	}
 	f := cmd.Flags()

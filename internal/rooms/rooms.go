@@ -84,11 +84,11 @@ var graph = map[string][]string{
 	"internal/swtpm":           {},
 	"internal/swtpm/swtpmtest": {"internal/swtpm"},
 	"internal/lab":             {"internal/lab/broker", "internal/lab/ca", "internal/lab/est", "pkg/store"},
-	"internal/lab/board":       {"internal/sysroot", "pkg/cms", "pkg/fota", "pkg/fota/sdboot/pe", "pkg/fota/sdboot/pe/petest", "golang.org/x/sys"},
+	"internal/lab/board":       {"internal/sysroot", "pkg/cms", "pkg/fota", "pkg/fota/sdboot", "pkg/fota/sdboot/pe", "pkg/fota/sdboot/pe/petest", "golang.org/x/sys"}, // sdboot in tests only
 	"internal/lab/broker":      {"github.com/mochi-mqtt/server"},
 	"internal/lab/ca":          {},
 	"internal/lab/est":         {"internal/lab/ca", "go.mozilla.org/pkcs7"},
-	"internal/lab/demo":        {"internal/lab", "internal/lab/ca", "internal/swtpm", "go.mozilla.org/pkcs7"},
+	"internal/lab/demo":        {"internal/lab", "internal/lab/board", "internal/lab/ca", "internal/lab/sign", "internal/swtpm", "internal/sysroot", "pkg/fota", "go.mozilla.org/pkcs7"},
 	"internal/lab/sign":        {"internal/lab/ca", "pkg/clock", "pkg/cms", "pkg/fota", "pkg/fota/bundle", "pkg/fota/permit", "pkg/fota/sdboot", "pkg/store"},
 	"cmd/lab":                  {"internal/cli", "internal/lab", "internal/lab/ca", "internal/lab/demo", "internal/lab/sign", "pkg/fota", "pkg/fota/permit", "github.com/spf13/cobra"},
 

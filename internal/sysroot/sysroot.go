@@ -41,9 +41,12 @@ func Device(path string) string {
 // FS is the file system of the device.
 func FS() fs.FS { return os.DirFS(dir) }
 
-// Tell says in a log that the device is played.
+// Played is the message in a log that the device is played.
+const Played = "a device is played in a folder"
+
+// Tell says so.
 func Tell(log *slog.Logger) {
 	if dir != "/" {
-		log.Warn("a device is played in a folder", "root", dir)
+		log.Warn(Played, "root", dir)
 	}
 }

@@ -1,23 +1,44 @@
 package e2e
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
+// demoLimit is for a demonstration, which takes a quarter of a minute when all is well.
+const demoLimit = 4 * time.Minute
+
+// demonstrate runs a demonstration that has to go well.
+func demonstrate(t *testing.T, env []string, args ...string) (printed string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), demoLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, birthmarkLab, append([]string{"demo", "--oneshot"}, args...)...)
+	cmd.Env = append(os.Environ(), env...)
+	text, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("the demonstration: %v\n%s", err, text)
+	}
+	return string(text)
+}
+
 // TestDemo runs the demonstration and holds its report against the broker's own
-// log: the telemetry in both carries a nonce that this test chose.
+// log: the telemetry in both carries a nonce that this test chose, and the owner was told
+// how both updates ended.
 func TestDemo(t *testing.T) {
 	dir, tmp := t.TempDir(), t.TempDir()
 	report, brokerLog := filepath.Join(dir, "demo.json"), filepath.Join(dir, "broker.log")
 	nonce := rand.Text()
-	printed := must(t, []string{"TMPDIR=" + tmp}, birthmarkLab, "demo", "--oneshot", "--json", report, "--broker-log", brokerLog, "--nonce", nonce)
+	printed := demonstrate(t, []string{"TMPDIR=" + tmp}, "--json", report, "--broker-log", brokerLog, "--nonce", nonce)
 	t.Logf("\n%s", printed)
 
 	var said struct {
@@ -38,13 +59,19 @@ func TestDemo(t *testing.T) {
 	if err := json.Unmarshal(text, &said); err != nil {
 		t.Fatal(err)
 	}
-	if !said.OK || len(said.Refusals) != 3 {
-		t.Errorf("the report says ok %t and %d refusals, want true and 3", said.OK, len(said.Refusals))
+	reasons := []string{"container: ", "chain: ", "policy: ", "payload: ", "", "", ""}
+	if !said.OK || len(said.Refusals) != len(reasons) {
+		t.Fatalf("the report says ok %t and %d refusals, want true and %d", said.OK, len(said.Refusals), len(reasons))
 	}
-	for _, r := range said.Refusals {
-		if r.Exit != 1 || r.Said == "" {
-			t.Errorf("a refusal ended with exit code %d and %q, want 1 and a reason", r.Exit, r.Said)
+	for i, r := range said.Refusals {
+		if want := "birthmark: " + reasons[i]; r.Exit != 1 || !strings.HasPrefix(r.Said, want) || r.Said == want {
+			t.Errorf("refusal %d ended with exit code %d and %q, want 1 and a reason, %s", i+1, r.Exit, r.Said, want)
 		}
+	}
+	ends := endsOfUpdates(t, brokerLog)
+	want := []string{"1.1.0+sv2 installed", "1.1.1+sv2 failed", "1.2.0+sv2 rolled-back: check 10-pump: exit status 1: the pump does not answer"}
+	if len(ends) != len(want) || ends[0] != want[0] || !strings.HasPrefix(ends[1], want[1]) || ends[2] != want[2] {
+		t.Errorf("the broker logged these ends of updates: %q, want %q", ends, want)
 	}
 	for _, want := range []string{"fixedTPM", "sensitiveDataOrigin", "until 9999-12-31", "CN=" + said.Device, "OPERATIONAL"} {
 		if !strings.Contains(printed, want) {
@@ -71,7 +98,7 @@ func TestREADMEShowsTheDemo(t *testing.T) {
 	if !ok || !end {
 		t.Fatal("the README shows no demonstration")
 	}
-	printed := must(t, nil, birthmarkLab, "demo", "--oneshot")
+	printed := demonstrate(t, nil)
 	_, printed, _ = strings.Cut(printed, "Birthmark: a device is born")
 	got, want := entries(shown), entries(printed)
 	for _, e := range want {
@@ -97,6 +124,9 @@ var (
 		regexp.MustCompile(`\(the clock is[^)]*\)`),
 		regexp.MustCompile(`127\.0\.0\.1:\d+`),
 		regexp.MustCompile(`\d+\.\d+ s`),
+		regexp.MustCompile(`\d+ %, \d+ of \d+`),
+		regexp.MustCompile(`\b\d+ bytes`),
+		regexp.MustCompile(`block \d+`),
 	}
 )
 
@@ -115,23 +145,62 @@ func entries(timeline string) []string {
 	return all
 }
 
-// published is the nonce in the first message on topic that the broker logged.
-func published(t *testing.T, brokerLog, topic string) string {
+// endsOfUpdates are the ends of updates that the broker logged.
+func endsOfUpdates(t *testing.T, brokerLog string) (ends []string) {
+	t.Helper()
+	for _, e := range journal(t, brokerLog) {
+		var event struct {
+			Data struct {
+				Phase, Version, Outcome string
+				Why                     struct{ Reason string }
+			}
+		}
+		if e.Event != "publish" || !strings.HasSuffix(e.Topic, "/evt/firmware") {
+			continue
+		}
+		if err := json.Unmarshal([]byte(e.Payload), &event); err != nil {
+			t.Fatalf("the broker logged %q: %v", e.Payload, err)
+		}
+		if d := event.Data; d.Phase == "settled" {
+			end := d.Version + " " + d.Outcome
+			if d.Why.Reason != "" {
+				end += ": " + d.Why.Reason
+			}
+			ends = append(ends, end)
+		}
+	}
+	return ends
+}
+
+// A logEntry is what the broker has logged.
+type logEntry struct{ Event, Topic, Payload string }
+
+func journal(t *testing.T, brokerLog string) (all []logEntry) {
 	t.Helper()
 	text, err := os.ReadFile(brokerLog)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(text)) {
-		var e struct{ Event, Topic, Payload string }
+		var e logEntry
 		if err := json.Unmarshal([]byte(line), &e); err != nil {
 			t.Fatalf("%q in the broker's log: %v", line, err)
 		}
+		all = append(all, e)
+	}
+	return all
+}
+
+// published is the nonce in the first message on topic that the broker logged.
+func published(t *testing.T, brokerLog, topic string) string {
+	t.Helper()
+	all := journal(t, brokerLog)
+	for _, e := range all {
 		if e.Event == "publish" && e.Topic == topic {
 			return nonceOf(t, []byte(e.Payload))
 		}
 	}
-	t.Fatalf("the broker has logged nothing on %q:\n%s", topic, text)
+	t.Fatalf("the broker has logged nothing on %q: %v", topic, all)
 	return ""
 }
 

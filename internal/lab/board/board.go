@@ -75,6 +75,8 @@ type Config struct {
 	Log func(program, line string)
 	// Started is told of each start, when it has come as far as it does.
 	Started func(Start)
+	// Exited is told of a program that ended by itself.
+	Exited func(program string, code int)
 }
 
 // A Start is what became of one.

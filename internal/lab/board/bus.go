@@ -50,7 +50,7 @@ func (b *Board) serveBus(c net.Conn) error {
 		}
 		answer := ""
 		switch line = strings.TrimSpace(strings.TrimPrefix(text, "\x00")); {
-		case strings.HasPrefix(line, "AUTH EXTERNAL "):
+		case strings.HasPrefix(line, "AUTH EXTERNAL"): // who it is, the kernel says
 			answer = "OK 0123456789abcdef0123456789abcdef\r\n"
 		case line == "AUTH":
 			answer = "REJECTED EXTERNAL\r\n"

@@ -125,13 +125,20 @@ func account(own map[uint32]bool, command, answer []byte) []byte {
 	if be.Uint32(answer[6:]) != 0 { // no success
 		return answer
 	}
+	asked, told := command[headSize:], answer[headSize:]
 	switch be.Uint32(command[6:]) {
 	case createPrimary, load, contextLoad, loadExternal, startAuthSession, createLoaded:
-		own[be.Uint32(answer[headSize:])] = true
+		if len(told) >= 4 {
+			own[be.Uint32(told)] = true
+		}
 	case flushContext:
-		delete(own, be.Uint32(command[headSize:]))
+		if len(asked) >= 4 {
+			delete(own, be.Uint32(asked))
+		}
 	case getCapability:
-		return hide(own, command, answer)
+		if len(asked) >= 4 {
+			return hide(own, command, answer)
+		}
 	}
 	return answer
 }

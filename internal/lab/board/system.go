@@ -216,7 +216,11 @@ func (b *Board) execute(ctx context.Context, cmd *exec.Cmd, name string) (code i
 	if err != nil && !errors.As(err, &failed) && cmd.ProcessState == nil {
 		return 0, fmt.Errorf("cannot run %s: %w", name, err)
 	}
-	return cmd.ProcessState.ExitCode(), nil
+	code = cmd.ProcessState.ExitCode()
+	if b.Exited != nil && ctx.Err() == nil {
+		b.Exited(name, code)
+	}
+	return code, nil
 }
 
 // lines cuts what is written into lines.

@@ -1,11 +1,14 @@
 // Package demo shows the main job before somebody's eyes, on one machine: a TPM is
 // made, a maker's CA, an owner's CA and a broker come up, and a device is born,
-// enrols and speaks. Then three things are tried that must fail.
+// enrols and speaks. Its firmware is updated; bundles that it must not take are offered to
+// it, and a release that does not work. Then three things are tried that must fail.
 //
-// Nothing is acted. The device is the real agent in a process of its own, its TPM is
-// swtpm, and what is printed comes from the agent's log, from the CAs and from the
-// broker. Everything lives in one temporary folder, which is removed at the end, and
-// listens on free ports of the loopback interface.
+// Nothing is acted. The device is the real agent and the real installer in processes of
+// their own, on a board in a folder (package board); its TPM is swtpm, and what is printed
+// comes from its log, from the CAs and from the broker. What has to have happened is held
+// against what these said, not against what was done here. Everything lives in one
+// temporary folder, which is removed at the end, and listens on free ports of the
+// loopback interface.
 package demo
 
 import (
@@ -25,8 +28,8 @@ import (
 	"birthmark/internal/swtpm"
 )
 
-// patience is how long the device may take from its start to its first telemetry.
-// On an idle machine it is a second.
+// patience is how long the device may take for each thing, such as from its start to its
+// first telemetry. On an idle machine that is a second, and what takes longest is six.
 const patience = 90 * time.Second
 
 // Options say what to show.
@@ -54,12 +57,12 @@ type Report struct {
 // A Step is one line of the timeline.
 type Step struct {
 	At     float64 `json:"at"`  // seconds since the start
-	Who    string  `json:"who"` // factory, lab, device, maker, owner, broker, refused
+	Who    string  `json:"who"` // factory, lab, device, board, maker, owner, broker, refused
 	What   string  `json:"what"`
 	Proved string  `json:"proved,omitempty"`
 }
 
-// A Refusal is something that had to fail.
+// A Refusal is something that had to fail: bundles first.
 type Refusal struct {
 	Tried string `json:"tried"`
 	Exit  int    `json:"exit"` // of the agent
@@ -74,8 +77,28 @@ type stage struct {
 	report Report
 
 	lab           *lab.Lab
+	desk          *desk
 	tpm, otherTPM *swtpm.TPM
-	heard         chan message // what devices published, as the broker got it
+	device        *device
+
+	events chan func() // what befell, to be looked at one after another
+	// What follows is for who looks at events, and for who waits for them.
+	seen     seen
+	updating bool   // an update is shown
+	trouble  string // the last that was logged
+	fault    error  // the demonstration cannot go on
+}
+
+// Seen is what the device and the broker have said so far.
+type seen struct {
+	connected bool
+	online    online    // the last that the broker heard
+	ek, ekNow string    // of the TPM, at the first start and at the last
+	updates   []updated // as the broker heard of them
+	starts    int       // of the board
+	floor     string    // as the installer raised it last
+	verified  bool      // it was said what a start means
+	phase     string    // of the update, as it was logged last
 }
 
 // A message was published by a device.
@@ -91,7 +114,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return fmt.Errorf("cannot make a folder for the demonstration: %w", err)
 	}
-	s := &stage{Options: o, dir: dir, start: time.Now(), heard: make(chan message, 64)}
+	s := &stage{Options: o, dir: dir, start: time.Now(), events: make(chan func(), 64)}
 	s.report.Steps, s.report.Refusals = []Step{}, []Refusal{}
 	defer func() { err = errors.Join(err, s.tearDown(err)) }()
 	ctx, cancel := context.WithCancel(ctx)
@@ -100,12 +123,14 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := s.build(ctx); err != nil {
 		return err
 	}
-	device, err := s.boot(ctx)
-	if err != nil {
+	if s.device, err = s.boot(ctx); err != nil {
 		return err
 	}
-	defer device.stop()
-	if err := s.watchLife(ctx, device); err != nil {
+	defer s.device.stop()
+	if err := s.watchLife(ctx); err != nil {
+		return err
+	}
+	if err := s.firmware(ctx); err != nil {
 		return err
 	}
 	s.print("\nThree things that must fail:\n\n")
@@ -117,7 +142,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return nil
 	}
 	s.print("The device stays in service; its telemetry, as the broker gets it, follows. Ctrl-C ends it.\n\n")
-	return s.watchService(ctx, device)
+	return s.watchService(ctx)
 }
 
 // build makes two TPMs, one for the device and one for a thief, and brings the lab up.
@@ -136,12 +161,12 @@ func (s *stage) build(ctx context.Context) error {
 	s.say("factory", "makes two TPMs (swtpm), each with a certified endorsement key (EK): the device's, and a thief's")
 	var err error
 	s.lab, err = lab.Up(ctx, lab.Options{Dir: filepath.Join(s.dir, "lab"), Heard: func(client, topic string, payload []byte) {
-		select {
-		case s.heard <- message{client, topic, payload}:
-		case <-ctx.Done():
-		}
+		s.post(ctx, func() { s.hear(message{client, topic, payload}) })
 	}})
 	if err != nil {
+		return err
+	}
+	if s.desk, err = openDesk(s.lab, filepath.Join(s.dir, "desk"), s.Agent); err != nil {
 		return err
 	}
 	s.say("lab", "has the maker's CA at %s,\nthe owner's CA at %s, the owner's broker at %s", s.lab.MakerURL(), s.lab.OwnerURL(), s.lab.BrokerURL())
@@ -162,6 +187,9 @@ func powerOn(ctx context.Context, dir string) (*swtpm.TPM, error) {
 // ended with err.
 func (s *stage) tearDown(err error) error {
 	var errs []error
+	if s.desk != nil {
+		errs = append(errs, s.desk.close())
+	}
 	if s.lab != nil {
 		errs = append(errs, s.lab.Close())
 		if s.BrokerLog != "" {

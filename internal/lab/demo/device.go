@@ -1,30 +1,28 @@
 package demo
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
-	"syscall"
 	"time"
+
+	"birthmark/internal/lab/board"
+	"birthmark/internal/sysroot"
 )
 
-// stopLimit is how long an agent may take to end in good order.
-const stopLimit = 15 * time.Second
-
-// A device is the agent, running.
+// A device is a board that runs.
 type device struct {
-	cmd    *exec.Cmd
-	log    chan entry // its log; closed at its end
-	exited chan error
+	*board.Board
+	off   context.CancelFunc
+	ended chan error
 }
 
-// An entry is one line of the agent's log.
+// An entry is one line of the log of the agent or the installer.
 type entry map[string]any
 
 func (e entry) text(key string) string {
@@ -34,14 +32,13 @@ func (e entry) text(key string) string {
 	return ""
 }
 
-// stateFolder is where the device of the demonstration remembers.
-func (s *stage) stateFolder() string { return filepath.Join(s.dir, "state") }
+// deviceID is its name for life.
+const deviceID = "sensor-1"
 
-// boot starts the agent on an empty state folder, with the one-time password that
-// the factory gave it.
+// boot makes a board with the first release, the one-time password that the factory
+// gave it, and nothing in its memory, and powers it on.
 func (s *stage) boot(ctx context.Context) (*device, error) {
-	const id = "sensor-1"
-	password, err := s.lab.NewPassword("maker", id)
+	password, err := s.lab.NewPassword("maker", deviceID)
 	if err != nil {
 		return nil, err
 	}
@@ -49,95 +46,115 @@ func (s *stage) boot(ctx context.Context) (*device, error) {
 	if err := os.WriteFile(file, []byte(password+"\n"), 0o600); err != nil {
 		return nil, err
 	}
-	env := []string{
-		"BIRTHMARK_DEVICE__ID=" + id,
-		"BIRTHMARK_DEVICE__STATE=" + s.stateFolder(),
-		"BIRTHMARK_DOORS__FOLDER=" + filepath.Join(s.dir, "run"),
-		"BIRTHMARK_TPM__ADDRESS=" + s.tpm.Address(),
+	conf := board.Config{Dir: filepath.Join(s.dir, "board"), DB: s.desk.secureBoot, TPM: s.tpm.Address(), Conf: s.configFile(), Env: []string{
+		"BIRTHMARK_DEVICE__ID=" + deviceID,
 		"BIRTHMARK_BIRTH__PASSWORD_FILE=" + file,
-	}
+		"BIRTHMARK_FIRMWARE__SERVER_ANCHORS=" + filepath.Join(s.lab.Dir(), "device", "owner-root.pem"),
+		"BIRTHMARK_FIRMWARE__BYTES_PER_SECOND=" + strconv.Itoa(downloadRate),
+	}}
 	if s.Nonce != "" {
-		env = append(env, "BIRTHMARK_TELEMETRY__LABELS=nonce="+s.Nonce)
+		conf.Env = append(conf.Env, "BIRTHMARK_TELEMETRY__LABELS=nonce="+s.Nonce)
 	}
-	s.say("factory", "gives the device %s its image, both CAs' addresses and roots, and a one-time password", id)
-	s.print("\n")
-	s.report.Device = id
-	return start(ctx, env, s.Agent, "run", "--json", "--config", s.configFile())
-}
-
-func (s *stage) configFile() string { return filepath.Join(s.lab.Dir(), "device", "birthmark.toml") }
-
-// start starts the agent; it is asked to stop when ctx ends.
-func start(ctx context.Context, env []string, agent string, args ...string) (*device, error) {
-	d := &device{log: make(chan entry, 16), exited: make(chan error, 1)}
-	d.cmd = exec.CommandContext(ctx, agent, args...)
-	d.cmd.Env = append(os.Environ(), env...)
-	d.cmd.Cancel = func() error { return d.cmd.Process.Signal(syscall.SIGTERM) }
-	d.cmd.WaitDelay = 5 * time.Second
-	stderr, err := d.cmd.StderrPipe()
+	first, err := s.desk.build(ctx, firstRelease, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("cannot start the agent: %w", err)
-	}
-	go func() {
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			var e entry
-			if json.Unmarshal(lines.Bytes(), &e) != nil {
-				e = entry{"level": "ERROR", "msg": lines.Text()} // its last words
+	on, off := context.WithCancel(ctx)
+	conf.Log = func(program, line string) { s.post(on, func() { s.read(program, line) }) }
+	conf.Started = func(start board.Start) { s.post(on, func() { s.started(start) }) }
+	conf.Exited = func(program string, code int) {
+		s.post(on, func() {
+			if program == "agent" {
+				s.fault = fmt.Errorf("the agent ended by itself, with exit code %d: %s", code, s.trouble)
 			}
-			d.log <- e
-		}
-		close(d.log)
-		d.exited <- d.cmd.Wait()
+		})
+	}
+	b, err := board.New(conf, first)
+	if err != nil {
+		off()
+		return nil, err
+	}
+	s.say("factory", "gives the device %s its image, %s, both CAs' addresses and roots, and a one-time password", deviceID, firstRelease)
+	s.print("\n")
+	s.report.Device = deviceID
+	d := &device{b, off, make(chan error, 1)}
+	go func() {
+		err := b.Run(on)
+		s.post(on, func() { s.fault = fmt.Errorf("the board does not run any more: %w", err) })
+		d.ended <- err
 	}()
 	return d, nil
 }
 
-// stop ends the agent in good order, or after a while in any order.
+func (s *stage) configFile() string { return filepath.Join(s.lab.Dir(), "device", "birthmark.toml") }
+
+// stop powers the device off, in good order.
 func (d *device) stop() {
-	// It may have ended by itself.
-	_ = d.cmd.Process.Signal(syscall.SIGTERM)
-	late := time.AfterFunc(stopLimit, func() { _ = d.cmd.Process.Kill() })
-	defer late.Stop()
-	for range d.log {
-	}
-	<-d.exited
+	d.off()
+	<-d.ended
 }
 
-// watchLife shows a life from blank to the first telemetry, as the device and the
-// broker tell it: either may be the first to speak.
-func (s *stage) watchLife(ctx context.Context, d *device) error {
+// post lets something that befell be looked at on the stage.
+func (s *stage) post(ctx context.Context, look func()) {
+	select {
+	case s.events <- look:
+	case <-ctx.Done():
+	}
+}
+
+// follow looks at what befalls until there was enough of it.
+func (s *stage) follow(ctx context.Context, what string, enough func() bool) error {
 	late := time.After(patience)
-	var trouble string
-	for connected, heard := false, false; !connected || !heard; {
+	for !enough() {
 		select {
-		case e, running := <-d.log:
-			if !running {
-				return fmt.Errorf("the agent ended by itself: %s", trouble)
+		case look := <-s.events:
+			if look(); s.fault != nil {
+				return s.fault
 			}
-			if e.text("level") != "INFO" {
-				trouble = strings.Join(strings.Fields(e.text("msg")+" "+e.text("err")+" "+e.text("next")), " ")
-				s.say("device", "trouble: %s", trouble)
-			}
-			s.show(e)
-			connected = connected || e.text("msg") == "session with the broker"
-		case m := <-s.heard:
-			heard = s.hear(m) || heard
 		case <-late:
-			return fmt.Errorf("no telemetry within %v: %s", patience, trouble)
+			return fmt.Errorf("%s: not within %v: %s", what, patience, s.trouble)
 		case <-ctx.Done():
-			return errors.New("stopped before the device was in service")
+			return fmt.Errorf("stopped before the end: %s", what)
 		}
 	}
 	return nil
 }
 
+// watchLife shows a life from blank to the first telemetry, as the device and the
+// broker tell it: either may be the first to speak.
+func (s *stage) watchLife(ctx context.Context) error {
+	return s.follow(ctx, "the first telemetry", func() bool { return s.seen.connected && s.report.Telemetry != nil })
+}
+
+// read puts what a program of the device has written on the timeline.
+func (s *stage) read(program, line string) {
+	var e entry
+	switch {
+	case program == "health":
+		s.health(line)
+	case json.Unmarshal([]byte(line), &e) != nil:
+		s.trouble = line // its last words
+	case program == "installer":
+		s.installed(e)
+	case e.text("level") != "INFO" && e.text("msg") != sysroot.Played:
+		s.trouble = strings.Join(strings.Fields(e.text("msg")+" "+e.text("err")+" "+e.text("next")), " ")
+		if !s.updating {
+			s.say("device", "trouble: %s", s.trouble)
+		}
+	default:
+		s.show(e)
+	}
+}
+
 // show puts what the agent logs on the timeline.
 func (s *stage) show(e entry) {
+	if s.updating {
+		s.update(e)
+		return
+	}
 	switch e.text("msg") {
 	case "root of trust open":
+		s.seen.ek = e.text("ek")
 		s.say("device", "boots for the first time, with a TPM %q whose EK is %.16s…", e.text("vendor"), e.text("ek"))
 		if e.text("ek_certificate") == "true" {
 			s.proved("the chip maker's certificate in the TPM is for that EK")
@@ -159,46 +176,66 @@ func (s *stage) show(e entry) {
 		s.say("device", "was %s, and now is %s", e.text("from"), strings.ToUpper(e.text("to")))
 		s.print("\n")
 	case "session with the broker":
+		s.seen.connected = true
 		s.say("device", "is connected to the broker over mutual TLS, session %s", e.text("session"))
 		s.proved("its client id is the common name of its certificate, or the broker would not have it")
 	}
 }
 
-// hear puts what the broker got on the timeline, and says whether it was telemetry.
-func (s *stage) hear(m message) bool {
-	var state struct {
-		Online  *bool
-		Session int
+// hear puts what the broker got on the timeline.
+func (s *stage) hear(m message) {
+	var state online
+	if strings.HasSuffix(m.topic, "/state") && json.Unmarshal(m.payload, &state) == nil {
+		s.seen.online = state
+		if !s.updating {
+			s.say("broker", "hears on %s: online %t, session %d", m.topic, state.Online, state.Session)
+		}
+		return
 	}
-	if strings.HasSuffix(m.topic, "/state") && json.Unmarshal(m.payload, &state) == nil && state.Online != nil {
-		s.say("broker", "hears on %s: online %t, session %d", m.topic, *state.Online, state.Session)
-		return false
+	if s.updating {
+		s.hearUpdate(m)
+		return
 	}
 	s.say("broker", "hears on %s:\n%s", m.topic, m.payload)
-	if !strings.HasSuffix(m.topic, "/tele/system") {
-		return false
-	}
-	if s.report.Telemetry == nil {
+	if strings.HasSuffix(m.topic, "/tele/system") && s.report.Telemetry == nil {
 		s.report.Topic, s.report.Telemetry = m.topic, m.payload
 	}
-	return true
+}
+
+// Online is what a device says of itself when it comes, and its will when it goes.
+type online struct {
+	Online   bool
+	Session  int
+	Firmware string `json:"fw"`
+	Cert     struct{ Serial string }
 }
 
 // watchService shows telemetry until ctx ends.
-func (s *stage) watchService(ctx context.Context, d *device) error {
+func (s *stage) watchService(ctx context.Context) error {
 	for {
 		select {
-		case e, running := <-d.log:
-			if !running {
-				return errors.New("the agent ended by itself")
+		case look := <-s.events:
+			if look(); s.fault != nil {
+				return s.fault
 			}
-			if e.text("level") != "INFO" {
-				s.say("device", "%s: %s", e.text("msg"), e.text("err"))
-			}
-		case m := <-s.heard:
-			s.hear(m)
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// ask runs a command on the device to its end, while what befalls is looked at, and
+// returns its exit code and its last line.
+func (s *stage) ask(ctx context.Context, verb string, args ...string) (exit int, said string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	over := false
+	go func() {
+		code, line, failed := toEnd(s.device.Command(ctx, verb, args...))
+		s.post(ctx, func() { over, exit, said, err = true, code, line, failed })
+	}()
+	if late := s.follow(ctx, "birthmark "+verb+" "+strings.Join(args, " "), func() bool { return over }); late != nil {
+		return 0, "", late
+	}
+	return exit, said, errors.Join(err, ctx.Err())
 }

@@ -78,7 +78,7 @@ func (s *stage) enroll(ctx context.Context, url string) (int, string, error) {
 // stolenState runs the agent on a copy of the device's state, with another TPM.
 func (s *stage) stolenState(ctx context.Context) (int, string, error) {
 	stolen := filepath.Join(s.dir, "stolen")
-	if err := os.CopyFS(stolen, os.DirFS(s.stateFolder())); err != nil {
+	if err := os.CopyFS(stolen, os.DirFS(s.device.Path("var/lib/birthmark"))); err != nil {
 		return 0, "", err
 	}
 	return s.run(ctx, []string{"BIRTHMARK_DEVICE__STATE=" + stolen, "BIRTHMARK_DOORS__FOLDER=" + stolen, "BIRTHMARK_TPM__ADDRESS=" + s.otherTPM.Address()},
@@ -92,12 +92,18 @@ func (s *stage) run(ctx context.Context, env []string, args ...string) (exit int
 	defer cancel()
 	cmd := exec.CommandContext(ctx, s.Agent, args...)
 	cmd.Env = append(os.Environ(), env...)
+	exit, said, err = toEnd(cmd)
+	return exit, said, errors.Join(err, ctx.Err())
+}
+
+// toEnd runs a program to its end.
+func toEnd(cmd *exec.Cmd) (exit int, said string, err error) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	err = cmd.Run()
 	var failed *exec.ExitError
-	if err != nil && !errors.As(err, &failed) || ctx.Err() != nil {
-		return 0, "", errors.Join(err, ctx.Err())
+	if err != nil && !errors.As(err, &failed) {
+		return 0, "", err
 	}
 	lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
 	return cmd.ProcessState.ExitCode(), lines[len(lines)-1], nil
