@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
+	"syscall"
 	"time"
 
 	"birthmark/pkg/clock"
@@ -84,19 +85,21 @@ var troubles = []trouble{
 	{"tpm", is(rot.ErrUnavailable), "is the TPM enabled in the firmware, is tpm.address right, is this user in group tss?"},
 	{"tpm", is(rot.ErrNotOurs), "the key file was made by another TPM, or the TPM was cleared"},
 	{"disk", is(store.ErrLocked), "another agent, or another enrolment, is at work in this folder: wait for it, or stop it first"},
-	{"disk", is(store.ErrFull), "make room on the disk; nothing was lost"},
+	{"disk", is(store.ErrFull), fullHint},
 	{"broker", is(telemetry.ErrRefused), "the broker knows this certificate or client id not, or no longer: look at its log"},
 	{"firmware", is(errFrozen), "wait until the update is settled: `birthmark firmware status`"},
 	{"pending", as[*enroll.PendingError], "somebody has to approve the request at the CA"},
 	{"untrusted", as[*enroll.UntrustedError], untrustedHint},
-	{"untrusted", as[*clock.VerifyError], untrustedHint}, // the broker's
+	{"untrusted", as[*clock.VerifyError], untrustedHint}, // the broker's, or one with bundles
 	{"refused", as[*enroll.RefusedError], "ask the CA's operator; a one-time password can be used by one key only"},
 	{"answer", as[*enroll.AnswerError], "the CA's answer breaks the rules and was not used: ask its operator"},
 	{"network", is(enroll.ErrProxy), proxyHint},
 	{"network", is(telemetry.ErrProxy), proxyHint}, // on the way to the broker
 	{"network", unreachableProxy, proxyHint},
 	{"network", as[*enroll.UnavailableError], networkHint},
-	{"network", as[net.Error], networkHint},
+	{"network", ofNetwork, networkHint},
+	{"disk", is(syscall.ENOSPC), fullHint},
+	{"disk", is(syscall.EIO), "the disk is failing: the kernel's log says which one"},
 	{"network", is(io.EOF), networkHint},
 	{otherKind, func(error) bool { return true }, ""},
 }
@@ -105,6 +108,7 @@ const (
 	untrustedHint = "compare the server's root certificate with the configured anchors, and the clock with the real time"
 	networkHint   = "is the server running, the address right, the network up?"
 	proxyHint     = "look at HTTPS_PROXY and NO_PROXY where the agent runs: is the proxy right, does it want a user and password, may it connect to this server?"
+	fullHint      = "make room on the disk; nothing was lost"
 	otherKind     = "other"
 )
 
@@ -121,6 +125,17 @@ func as[T error](err error) bool {
 func unreachableProxy(err error) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "proxyconnect"
+}
+
+// ofNetwork tells whether err is about a connection. A bare error of the kernel's is a
+// net.Error, too, by its methods, and may be about anything.
+func ofNetwork(err error) bool {
+	var network net.Error
+	if !errors.As(err, &network) {
+		return false
+	}
+	_, bare := network.(syscall.Errno)
+	return !bare
 }
 
 // troubleOf is the class of err.

@@ -3,7 +3,9 @@ package agent_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,6 +14,27 @@ import (
 	"birthmark/pkg/enroll"
 	"birthmark/pkg/telemetry"
 )
+
+// TestAnErrorOfTheKernelIsOfTheNetworkOnlyOnAConnection: of the rest a person is told what is
+// known.
+func TestAnErrorOfTheKernelIsOfTheNetworkOnlyOnAConnection(t *testing.T) {
+	for name, c := range map[string]struct {
+		err  error
+		want string
+	}{
+		"a connection":                {&net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}, "is the server running"},
+		"a connection that is broken": {&net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.EIO)}, "is the server running"},
+		"a name that nobody knows":    {&net.DNSError{Err: "no such host", Name: "est.example.com"}, "is the server running"},
+		"a full disk":                 {&fs.PathError{Op: "write", Path: "audit.log", Err: syscall.ENOSPC}, "make room on the disk"},
+		"a broken disk":               {fmt.Errorf("cannot keep the state: %w", &fs.PathError{Op: "sync", Path: "state.json", Err: syscall.EIO}), "the disk is failing"},
+		"a file of somebody else's":   {&fs.PathError{Op: "open", Path: "state.json", Err: syscall.EACCES}, ""},
+		"a bare one":                  {syscall.EINVAL, ""},
+	} {
+		if got := agent.Hint(c.err); !strings.Contains(got, c.want) || c.want == "" && got != "" {
+			t.Errorf("%s: hint %q, want one with %q", name, got, c.want)
+		}
+	}
+}
 
 // TestAProxyInTheWayIsSaid: the server may be as well as it can be.
 func TestAProxyInTheWayIsSaid(t *testing.T) {
