@@ -66,7 +66,7 @@ func takeInstall(a *agent.Agent) func(context.Context, api.Install) (string, err
 		case errors.Is(err, update.ErrBusy):
 			return "", &api.Refusal{Status: http.StatusConflict, Reason: err.Error()}
 		}
-		return "", &api.Refusal{Status: http.StatusServiceUnavailable, Reason: err.Error()}
+		return "", &api.Refusal{Status: http.StatusServiceUnavailable, Reason: cli.Line(err, agent.Hint(err))}
 	}
 }
 

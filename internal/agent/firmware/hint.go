@@ -5,6 +5,7 @@ import (
 	"io/fs"
 
 	"birthmark/pkg/fota"
+	"birthmark/pkg/fota/source"
 )
 
 // hints are the next steps, by stage and code, where there is one that the reason does
@@ -42,13 +43,14 @@ const damaged = "it was damaged, or forged: fetch it anew from its maker"
 func Hint(err error) string {
 	var refusal *fota.Refusal
 	var unread *UnavailableError
+	var stranger *source.UntrustedError
 	var path *fs.PathError
 	switch {
 	case errors.As(err, &refusal):
 		return hints[refusal.Stage][refusal.Code]
 	case !errors.As(err, &unread):
 		return ""
-	case isUntrusted(err):
+	case errors.As(err, &stranger):
 		return "is the server's root certificate one of the system's, or named by --tls-anchors?"
 	case errors.As(err, &path):
 		return "is the path right, and may this user read it?"

@@ -3,11 +3,9 @@ package firmware
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http/httptrace"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -51,7 +49,7 @@ func openFile(path string) (source.Source, error) {
 
 // openURL opens a file on a server. A device has time, and makes good what was lost;
 // somebody who waits for an answer wants to hear at once that there is nobody at that
-// address, and that whoever is there is not believed.
+// address.
 func openURL(ctx context.Context, address string, conf *tls.Config) (source.Source, error) {
 	ctx, end := context.WithCancelCause(ctx)
 	var opened atomic.Bool
@@ -62,11 +60,6 @@ func openURL(ctx context.Context, address string, conf *tls.Config) (source.Sour
 		}
 		return conn, err
 	}
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
-		if isUntrusted(err) {
-			end(err)
-		}
-	}})
 	r, err := source.HTTP(ctx, address, source.Options{TLS: conf, Dial: dial})
 	if err != nil {
 		end(nil)
@@ -74,13 +67,6 @@ func openURL(ctx context.Context, address string, conf *tls.Config) (source.Sour
 	}
 	opened.Store(true)
 	return r, nil
-}
-
-// isUntrusted reports whether a server's certificate was not believed.
-func isUntrusted(err error) bool {
-	var system *tls.CertificateVerificationError
-	var pinned *clock.VerifyError
-	return errors.As(err, &system) || errors.As(err, &pinned)
 }
 
 // tls says how the server at an address is verified, and what it is shown.

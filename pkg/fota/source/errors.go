@@ -1,6 +1,9 @@
 package source
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"strings"
 	"time"
 	"unicode"
@@ -19,6 +22,53 @@ func (e *UnavailableError) Error() string {
 }
 
 func (e *UnavailableError) Unwrap() error { return e.Err }
+
+// An UntrustedError says that the server did not show a certificate that the caller's
+// [tls.Config] believes. It will show the same one again.
+type UntrustedError struct{ Err error }
+
+func (e *UntrustedError) Error() string {
+	return oneLine("the server is not one that was vouched for: " + e.Err.Error())
+}
+
+func (e *UntrustedError) Unwrap() error { return e.Err }
+
+// distrusting is conf, whose errors about the server's certificate are an [UntrustedError],
+// except of one that is not valid yet: either clock may be a little wrong, or about to be
+// set, and then it passes by waiting. crypto/tls verifies first, if it is left to.
+func distrusting(conf *tls.Config) *tls.Config {
+	conf = conf.Clone()
+	if conf == nil {
+		conf = &tls.Config{}
+	}
+	if verify := conf.VerifyConnection; verify != nil {
+		conf.VerifyConnection = func(s tls.ConnectionState) error {
+			if err := verify(s); err != nil {
+				return &UntrustedError{err}
+			}
+			return nil
+		}
+	}
+	return conf
+}
+
+// untrusted is the error of a handshake, if it says for good that the server is not
+// believed; else nil.
+func untrusted(err error) error {
+	var early x509.CertificateInvalidError
+	if errors.As(err, &early) && early.Reason == x509.Expired && time.Now().Before(early.Cert.NotBefore) {
+		return nil
+	}
+	var ours *UntrustedError
+	var theirs *tls.CertificateVerificationError
+	switch {
+	case errors.As(err, &ours):
+		return ours
+	case errors.As(err, &theirs):
+		return &UntrustedError{theirs}
+	}
+	return nil
+}
 
 const lineLimit = 400 // characters of an error
 

@@ -107,7 +107,9 @@ func (r *Remote) follow(ctx context.Context, first, last int64) (*http.Response,
 	u := r.url
 	for hops := 0; ; hops++ {
 		resp, err := r.send(ctx, u, first, last)
-		if err != nil {
+		if no := untrusted(err); no != nil {
+			return nil, no
+		} else if err != nil {
 			return nil, &UnavailableError{Err: lost(err)}
 		}
 		switch resp.StatusCode {
@@ -171,7 +173,7 @@ func (r *Remote) newTransport(opts *Options) *http.Transport {
 	}
 	return &http.Transport{
 		Proxy:                  proxy,
-		TLSClientConfig:        opts.TLS.Clone(),
+		TLSClientConfig:        distrusting(opts.TLS),
 		Protocols:              &protocols,
 		MaxResponseHeaderBytes: headerLimit,
 		IdleConnTimeout:        time.Minute,

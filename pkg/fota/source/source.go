@@ -16,7 +16,7 @@
 // as long as something comes in between. When that is in vain for too long, the error is
 // an [*UnavailableError], and the same read may be tried again later. Every other error is
 // for good, and is remembered: the address, the server or the file has to become another
-// one. Only what ends a source itself, its context or Close, says nothing about those.
+// one. A server that is not believed is such an error, an [*UntrustedError]. Only what ends a source itself, its context or Close, says nothing about those.
 //
 // # What a server must do
 //

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -25,6 +26,11 @@ import (
 
 // newDevice is a self-signed certificate for a device, and its key.
 func newDevice(t *testing.T) tls.Certificate {
+	return selfSigned(t, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
+}
+
+// selfSigned is a certificate for a device, and for a server at example.com, and its key.
+func selfSigned(t *testing.T, from, until time.Time) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -32,8 +38,8 @@ func newDevice(t *testing.T) tls.Certificate {
 	}
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "sensor-1"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		NotBefore: from, NotAfter: until, DNSNames: []string{"example.com"},
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
@@ -92,6 +98,58 @@ func TestADeviceShowsItsCertificate(t *testing.T) {
 	}
 	if c := r.Counters(); c.Retries != 1 {
 		t.Errorf("got %+v, want 1 retry after the reset", c)
+	}
+}
+
+// TestAServerThatIsNotBelievedIsAnAnswer, and is not asked again in the hope of another one,
+// but where waiting may help.
+func TestAServerThatIsNotBelievedIsAnAnswer(t *testing.T) {
+	no := errors.New("we have heard of him")
+	for _, tc := range []struct {
+		name    string
+		address string
+		from    time.Duration // what it shows is good from then on
+		until   time.Duration
+		change  func(*tls.Config)
+		want    string
+		says    string
+	}{
+		{"one that is", address, -time.Hour, time.Hour, nil, "none", ""},
+		{"another name", "https://example.org/release.raucb", -time.Hour, time.Hour, nil, "untrusted", "not example.org"},
+		{"nobody vouches", address, -time.Hour, time.Hour, func(c *tls.Config) { c.RootCAs = x509.NewCertPool() }, "untrusted", "unknown authority"},
+		{"the caller refuses", address, -time.Hour, time.Hour, func(c *tls.Config) {
+			c.InsecureSkipVerify = true
+			c.VerifyConnection = func(tls.ConnectionState) error { return no }
+		}, "untrusted", no.Error()},
+		{"expired", address, -2 * time.Hour, -time.Hour, nil, "untrusted", "expired"},
+		{"good in a second", address, time.Second, time.Hour, nil, "none", ""},
+		{"good in an hour", address, time.Hour, 2 * time.Hour, nil, "unavailable", "not yet valid"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				cert := selfSigned(t, began.Add(tc.from), began.Add(tc.until))
+				conf := &tls.Config{RootCAs: x509.NewCertPool()}
+				conf.RootCAs.AddCert(cert.Leaf)
+				if tc.change != nil {
+					tc.change(conf)
+				}
+				s := &http.Server{Handler: file(released), ErrorLog: log.New(io.Discard, "", 0)}
+				defer s.Close()
+				m, opts := connect(t, func(l net.Listener) { s.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}})) })
+				opts.TLS = conf
+				r, err := HTTP(t.Context(), tc.address, opts)
+				if kind(err) != tc.want || err != nil && !strings.Contains(err.Error(), tc.says) {
+					t.Errorf("got %v, want the kind %s and %q", err, tc.want, tc.says)
+				}
+				if tc.want == "untrusted" && (m.Dials() != 1 || time.Since(began) > 0) {
+					t.Errorf("got %d connections in %v, want one at once", m.Dials(), time.Since(began))
+				}
+				if err == nil {
+					r.Close()
+				}
+			})
+		})
 	}
 }
 
