@@ -53,7 +53,7 @@ fdisk                           sfdisk writes its partition table
 dosfstools                      mkfs.vfat makes its EFI system partition
 mtools                          mcopy puts files there
 zstd                            compresses the initrd
-rauc                            makes firmware bundles, as makers of devices do
+rauc                            makes firmware bundles, as makers of devices do, and speaks to boot loaders
 squashfs-tools                  for rauc, and to make hostile file systems
 '
 

@@ -92,6 +92,7 @@ func installSurvivesCuts(s suite) {
 				s.Errorf("%s: got %v, want %v", when, err, errCut)
 			}
 			s.notStartable(when, next)
+			s.other(when, "", "")
 			s.startedFrom(when, before)
 		}
 		s.Start()
@@ -201,6 +202,11 @@ func armRefusesWhatIsNot(s suite) {
 		other.Images[i].SHA256[0]++
 	}
 	s.refuses("other images", s.Installer().Arm(s.Context(), other.Manifest), fota.StageBoot, "staged")
+	less := r.clone()
+	less.Images = less.Images[:1]
+	if err := s.Installer().Arm(s.Context(), less.Manifest); err == nil {
+		s.Error("armed by a manifest with less than what is staged")
+	}
 	s.other("refused to arm", first, fota.Staged)
 	s.Spoil()
 	s.refuses("spoilt", s.Installer().Arm(s.Context(), r.Manifest), fota.StageBoot, "staged")

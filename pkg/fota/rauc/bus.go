@@ -24,8 +24,7 @@ type service struct {
 	rauc dbus.BusObject
 }
 
-// dial connects to the bus at a socket, and has RAUC started there. Who calls himself RAUC
-// has to be the user that this process is, which is root.
+// dial connects to the bus at a socket, and has RAUC started there.
 func dial(ctx context.Context, socket string) (*service, error) {
 	conn, err := dbus.Dial("unix:path="+dbus.EscapeBusAddressValue(socket), dbus.WithContext(ctx),
 		dbus.WithAuth(dbus.AuthExternal(strconv.Itoa(os.Getuid()))))
@@ -50,18 +49,7 @@ func (s *service) greet(ctx context.Context) error {
 	if err := s.conn.Hello(); err != nil {
 		return err
 	}
-	bus := s.conn.BusObject()
-	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.StartServiceByName", 0, busName, uint32(0)).Err; err != nil {
-		return err
-	}
-	var uid uint32
-	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixUser", 0, busName).Store(&uid); err != nil {
-		return err
-	}
-	if int(uid) != os.Getuid() {
-		return fmt.Errorf("user %d answers for it", uid)
-	}
-	return nil
+	return s.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.StartServiceByName", 0, busName, uint32(0)).Err
 }
 
 func (s *service) close() { s.conn.Close() }

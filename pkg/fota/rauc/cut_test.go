@@ -143,6 +143,9 @@ func TestPowerCuts(t *testing.T) {
 					if err != nil || st.Other.Mark != c.other {
 						t.Errorf("%s: done again, and the other release is %+v, %v; want %q", when, st.Other, err, c.other)
 					}
+					if left := d.read("loader/B"); c.other == "" && left != "0" {
+						t.Errorf("%s: done again, and what was taken back has %s tries", when, left)
+					}
 				}
 				if done == 2 {
 					break
@@ -187,6 +190,18 @@ func TestWhatIsRememberedIsNotEverything(t *testing.T) {
 		d.must(d.Installer().Bless(t.Context()))
 		d.Start()
 		d.whole("blessed", "1.0.0+sv1")
+	})
+	t.Run("a boot loader that does not obey", func(t *testing.T) {
+		d := newDevice(t)
+		r := d.Release(next)
+		d.must(d.install(r))
+		d.change("loader/program", "set-primary)", "set-primary) exit ;;\nset-nothing)")
+		if err := d.Installer().Arm(t.Context(), r.Manifest); err == nil {
+			t.Error("armed, and the boot loader will not start it")
+		}
+		if st := status(d); st.Other.Mark != fota.Staged {
+			t.Errorf("the other release is %+v, want staged", st.Other)
+		}
 	})
 	t.Run("called bad by somebody else", func(t *testing.T) {
 		d := newDevice(t)
