@@ -1,12 +1,10 @@
 package bundle
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"reflect"
@@ -30,7 +28,12 @@ func (b *Bundle) Verify(ctx context.Context, progress func(done, total int64)) e
 		return err
 	}
 	for _, image := range b.Manifest.Images {
-		if err := copyImage(ctx, io.Discard, files, image, t); err != nil {
+		d := newDigest()
+		err := copyImage(ctx, d, files, image, t)
+		if sum := d.end(); err == nil {
+			err = checkDigest(image, sum)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -52,7 +55,11 @@ func (b *Bundle) CopyImage(ctx context.Context, w io.Writer, image fota.Image, p
 			return err
 		}
 	}
-	return copyImage(ctx, w, b.files, image, &tally{total: image.Size, report: progress})
+	h := sha256.New()
+	if err := copyImage(ctx, io.MultiWriter(h, w), b.files, image, &tally{total: image.Size, report: progress}); err != nil {
+		return err
+	}
+	return checkDigest(image, [sha256.Size]byte(h.Sum(nil)))
 }
 
 // open opens the file system in the payload, read through r, and holds it against the manifest as far
@@ -121,18 +128,25 @@ func openImage(files *squashfs.FS, image fota.Image) (*squashfs.Reader, error) {
 	return r, nil
 }
 
+// copyImage writes an image to w. Its digest is the caller's to check.
 func copyImage(ctx context.Context, w io.Writer, files *squashfs.FS, image fota.Image, t *tally) error {
 	r, err := openImage(files, image)
 	if err != nil {
 		return err
 	}
-	c := &copied{ctx: ctx, w: w, hash: sha256.New(), tally: t}
-	switch n, err := r.WriteTo(c); {
+	c := &copied{ctx: ctx, w: w, tally: t}
+	_, err = r.WriteTo(c) // all its bytes, which openImage has counted
+	switch {
 	case c.err != nil:
 		return fmt.Errorf("cannot write image %s: %w", image.File, c.err)
 	case err != nil:
 		return unreadable(image.File, err)
-	case n != image.Size || !bytes.Equal(c.hash.Sum(nil), image.SHA256[:]):
+	}
+	return nil
+}
+
+func checkDigest(image fota.Image, sum [sha256.Size]byte) error {
+	if sum != image.SHA256 {
 		return fota.Refuse(fota.StageImage, "digest", "%s is not the image that was signed", image.File)
 	}
 	return nil
@@ -142,7 +156,6 @@ func copyImage(ctx context.Context, w io.Writer, files *squashfs.FS, image fota.
 type copied struct {
 	ctx   context.Context
 	w     io.Writer
-	hash  hash.Hash
 	tally *tally
 	err   error // of w, or the context's
 }
@@ -151,7 +164,6 @@ func (c *copied) Write(p []byte) (n int, err error) {
 	if c.err = c.ctx.Err(); c.err != nil {
 		return 0, c.err
 	}
-	c.hash.Write(p)
 	n, c.err = c.w.Write(p)
 	if c.err == nil && n < len(p) {
 		c.err = io.ErrShortWrite
