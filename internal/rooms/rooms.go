@@ -99,6 +99,7 @@ var graph = map[string][]string{
 	"internal/crashdisk":           {},
 	"internal/metrics/metricstest": {},
 	"internal/promises":            {},
+	"internal/twins":               {},
 	"internal/wire":                {},
 	"pkg/fota/bundle/bundletest":   {},
 	"pkg/fota/sdboot/pe/petest":    {},
@@ -136,6 +137,7 @@ var testsMay = []string{
 	"internal/crashdisk",           // what a power cut leaves
 	"internal/cli/clitest",         // commands of script tests
 	"internal/promises",            // lists of docs/ that tests keep
+	"internal/twins",               // attacks that succeed when a check is switched off
 	"internal/wire",                // a network inside of a synctest bubble
 	"github.com/google/go-cmp", "github.com/rogpeppe/go-internal",
 	"go.mozilla.org/pkcs7", // a second opinion on certs-only messages

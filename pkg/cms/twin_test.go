@@ -1,23 +1,14 @@
 package cms
 
 import (
-	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
+
+	"birthmark/internal/twins"
 )
 
-// A site is where a check stands: a text in a file of this package, and what stands
-// there instead in a build for tests, so that it can be switched off. Where that is
-// empty, the text is the condition for a refusal; where it is "skip", a statement.
-type site struct{ check, file, text, instead string }
-
 // sites are those of all checks. The files themselves know nothing of it.
-var sites = []site{
+var sites = []twins.Site{
 	{"size", "signed.go", `len(der) > SignedLimit`, ""},
 	{"trailing", "signed.go", `	if err := CheckDER(der); errors.Is(err, errTrailing) {`,
 		"	if err := CheckDER(der); errors.Is(err, errTrailing) && off(\"trailing\") {\n		_ = err\n	} else if errors.Is(err, errTrailing) {"},
@@ -27,9 +18,9 @@ var sites = []site{
 	{"content type", "signed.go", `!bytes.Equal(contentType, idSignedData)`, ""},
 	{"eContentType", "signed.go", `!bytes.Equal(eContentType, about.id)`, ""},
 	{"version", "signed.go", `!bytes.Equal(version, []byte{1})`, ""},
-	{"digest algorithms", "signed.go", `r.end(digests, "digestAlgorithms")`, "skip"},
-	{"end of SignedData", "signed.go", `r.end(signed, "SignedData")`, "skip"},
-	{"end of eContent", "signed.go", `r.end(octets, "eContent")`, "skip"},
+	{"digest algorithms", "signed.go", `r.end(digests, "digestAlgorithms")`, twins.Skip},
+	{"end of SignedData", "signed.go", `r.end(signed, "SignedData")`, twins.Skip},
+	{"end of eContent", "signed.go", `r.end(octets, "eContent")`, twins.Skip},
 	{"crls", "signed.go", `if len(signed) > 0 && signed[0] == tagContext1 {`,
 		"if off(\"crls\") {\n		r.optional(&signed, tagContext1, \"crls\")\n	} else if len(signed) > 0 && signed[0] == tagContext1 {"},
 	{"certificates", "signed.go", `n > signedCertificateLimit`, ""},
@@ -48,8 +39,8 @@ var sites = []site{
 	{"attribute twice", "signer.go", `case seen[string(id)]:`, `case seen[string(id)] && !off("attribute twice"):`},
 	{"order", "signer.go", `case bytes.Compare(before, whole) > 0:`, `case bytes.Compare(before, whole) > 0 && !off("order"):`},
 	{"contentType", "signer.go", `r.err == nil && !bytes.Equal(got, about.id)`, ""},
-	{"one contentType", "signer.go", `r.end(values, "contentType")`, "skip"},
-	{"one messageDigest", "signer.go", `r.end(values, "messageDigest")`, "skip"},
+	{"one contentType", "signer.go", `r.end(values, "contentType")`, twins.Skip},
+	{"one messageDigest", "signer.go", `r.end(values, "messageDigest")`, twins.Skip},
 	{"mandatory", "signer.go", `!seen[string(idContentType)] || !seen[string(idMessageDigest)]`, ""},
 	{"one signer's certificate", "signer.go", `signer != nil`, ""},
 
@@ -66,7 +57,7 @@ var sites = []site{
 	{"ECDSA algorithm", "algorithm.go", `bytes.Equal(s.algorithm, with.ecdsa) && len(s.parameters) == 0`, `off("ECDSA algorithm") || bytes.Equal(s.algorithm, with.ecdsa) && len(s.parameters) == 0`},
 	{"PSS hash", "algorithm.go", `} else if h != with.hash {`, `} else if h != with.hash && !off("PSS hash") {`},
 	{"MGF1", "algorithm.go", `r.oid(&mgf, idMGF1, "maskGenAlgorithm")`, "if off(\"MGF1\") {\n		r.open(&mgf, tagOID, \"maskGenAlgorithm\")\n	} else {\n		r.oid(&mgf, idMGF1, \"maskGenAlgorithm\")\n	}"},
-	{"PSS trailer", "algorithm.go", `r.end(pss, "parameters")`, "skip"},
+	{"PSS trailer", "algorithm.go", `r.end(pss, "parameters")`, twins.Skip},
 	{"salt", "algorithm.go", `; salt < least || salt > most {`, `; (salt < least || salt > most) && !off("salt") {`},
 
 	{"anchors", "trust.go", `len(t.Anchors) == 0`, ""},
@@ -109,10 +100,6 @@ import (
 	"crypto/x509"
 )
 
-var switchedOff = map[string]bool{}
-
-func off(check string) bool { return switchedOff[check] }
-
 func accepted() []algorithm {
 	if !off("hash") {
 		return algorithms
@@ -143,78 +130,13 @@ func purpose(usage x509.ExtKeyUsage) x509.ExtKeyUsage {
 }
 `
 
-const switchesForTests = `package cms
-
-func init() {
-	without = func(checks ...string) func() {
-		for _, name := range checks {
-			switchedOff[name] = true
-		}
-		return func() { clear(switchedOff) }
-	}
-}
-`
-
-// That a forgery is refused proves nothing about a check: it may be refused for another
-// reason. So every forgery has a twin, which is the same but that the checks said to
-// stop it are switched off, and which is believed. The switches are in a build of
-// their own.
 func TestEveryForgeryHasATwin(t *testing.T) {
 	if without != nil {
-		return // this is that build
+		return // this is the build with the switches
 	}
-	here, err := os.Getwd()
-	must(err)
-	replaced := map[string]string{}
-	for _, s := range sites {
-		text, ok := replaced[s.file]
-		if !ok {
-			b, err := os.ReadFile(s.file)
-			must(err)
-			text = string(b)
-		}
-		if n := strings.Count(text, s.text); n != 1 {
-			t.Errorf("check %q: its text stands %d times in %s, want once: %s", s.check, n, s.file, s.text)
-			continue
-		}
-		instead := s.instead
-		switch instead {
-		case "":
-			instead = fmt.Sprintf("!off(%q) && (%s)", s.check, s.text)
-		case "skip":
-			instead = fmt.Sprintf("if !off(%q) {\n		%s\n	}", s.check, s.text)
-		}
-		replaced[s.file] = strings.Replace(text, s.text, instead, 1)
+	var all []twins.Attack
+	for _, x := range forgeries() {
+		all = append(all, twins.Attack{Name: x.name, Checks: x.checks})
 	}
-	for _, f := range forgeries() {
-		for _, name := range f.checks {
-			if !slices.ContainsFunc(sites, func(s site) bool { return s.check == name }) {
-				t.Errorf("%s: nobody can switch %q off", f.name, name)
-			}
-		}
-	}
-	for _, s := range sites {
-		if !slices.ContainsFunc(forgeries(), func(f forgery) bool { return slices.Contains(f.checks, s.check) }) {
-			t.Errorf("check %q stops no forgery", s.check)
-		}
-	}
-	replaced["switches.go"], replaced["switches_test.go"] = switches, switchesForTests
-
-	dir := t.TempDir()
-	overlay := struct{ Replace map[string]string }{map[string]string{}}
-	for name, text := range replaced {
-		overlay.Replace[filepath.Join(here, name)] = filepath.Join(dir, name)
-		must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
-	}
-	text, err := json.Marshal(overlay)
-	must(err)
-	must(os.WriteFile(filepath.Join(dir, "overlay.json"), text, 0o600))
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-vet=off", "-v", "-overlay", filepath.Join(dir, "overlay.json"), "-run", "^TestForgeriesAreRefused$", ".")
-	out, err := cmd.CombinedOutput()
-	if want := fmt.Sprintf("%d forgeries, each with its twin", len(forgeries())); err != nil || !strings.Contains(string(out), want) {
-		failed := slices.DeleteFunc(strings.Split(string(out), "\n"), func(line string) bool {
-			return strings.HasPrefix(line, "=== ") || strings.Contains(line, "--- PASS")
-		})
-		t.Errorf("%v, want %q:\n%s", err, want, strings.Join(failed, "\n"))
-	}
+	twins.Run(t, "cms", sites, all, switches, "TestForgeriesAreRefused", fmt.Sprintf("%d forgeries, each with its twin", len(all)))
 }

@@ -1,23 +1,14 @@
 package enroll
 
 import (
-	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
+
+	"birthmark/internal/twins"
 )
 
-// A site is where a check stands: a text in a file of this package, and what stands
-// there instead in a build for tests, so that it can be switched off. Where that is
-// empty, the text is the condition for a refusal.
-type site struct{ check, file, text, instead string }
-
 // sites are those of all checks. The files themselves know nothing of it.
-var sites = []site{
+var sites = []twins.Site{
 	{"server", "peer.go", `c.newPeer(c.conf.Clock.TLS(anchors, c.origin.Hostname()), anchors)`,
 		`c.newPeer(unless("server", c.conf.Clock.TLS(anchors, c.origin.Hostname())), anchors)`},
 	{"version", "peer.go", `	var protocols http.Protocols`,
@@ -77,10 +68,6 @@ const switches = `package enroll
 
 import "crypto/tls"
 
-var switchedOff = map[string]bool{}
-
-func off(check string) bool { return switchedOff[check] }
-
 func unless(check string, conf *tls.Config) *tls.Config {
 	if off(check) {
 		return &tls.Config{InsecureSkipVerify: true}
@@ -97,74 +84,13 @@ func steps(check string) int {
 }
 `
 
-const switchesForTests = `package enroll
-
-func init() {
-	without = func(checks ...string) func() {
-		for _, name := range checks {
-			switchedOff[name] = true
-		}
-		return func() { clear(switchedOff) }
-	}
-}
-`
-
-// That an attack fails proves nothing about a check: it may fail for another reason.
-// So every attack has a twin, which is the same but that the checks said to stop it
-// are switched off, and which succeeds. The switches are in a build of their own.
 func TestEveryAttackHasATwin(t *testing.T) {
 	if without != nil {
-		return // this is that build
+		return // this is the build with the switches
 	}
-	here, err := os.Getwd()
-	must(err)
-	replaced := map[string]string{}
-	for _, s := range sites {
-		text, ok := replaced[s.file]
-		if !ok {
-			b, err := os.ReadFile(s.file)
-			must(err)
-			text = string(b)
-		}
-		if n := strings.Count(text, s.text); n != 1 {
-			t.Errorf("check %q: its text stands %d times in %s, want once: %s", s.check, n, s.file, s.text)
-			continue
-		}
-		instead := s.instead
-		if instead == "" {
-			instead = fmt.Sprintf("!off(%q) && (%s)", s.check, s.text)
-		}
-		replaced[s.file] = strings.Replace(text, s.text, instead, 1)
+	var all []twins.Attack
+	for _, x := range attacks() {
+		all = append(all, twins.Attack{Name: x.name, Checks: x.checks})
 	}
-	for _, a := range attacks() {
-		for _, name := range a.checks {
-			if !slices.ContainsFunc(sites, func(s site) bool { return s.check == name }) {
-				t.Errorf("%s: nobody can switch %q off", a.name, name)
-			}
-		}
-	}
-	for _, s := range sites {
-		if !slices.ContainsFunc(attacks(), func(a attack) bool { return slices.Contains(a.checks, s.check) }) {
-			t.Errorf("check %q stops no attack", s.check)
-		}
-	}
-	replaced["switches.go"], replaced["switches_test.go"] = switches, switchesForTests
-
-	dir := t.TempDir()
-	overlay := struct{ Replace map[string]string }{map[string]string{}}
-	for name, text := range replaced {
-		overlay.Replace[filepath.Join(here, name)] = filepath.Join(dir, name)
-		must(os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600))
-	}
-	text, err := json.Marshal(overlay)
-	must(err)
-	must(os.WriteFile(filepath.Join(dir, "overlay.json"), text, 0o600))
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-vet=off", "-v", "-overlay", filepath.Join(dir, "overlay.json"), "-run", "^TestAttacks$", ".")
-	out, err := cmd.CombinedOutput()
-	if want := fmt.Sprintf("%d attacks, each with its twin", len(attacks())); err != nil || !strings.Contains(string(out), want) {
-		failed := slices.DeleteFunc(strings.Split(string(out), "\n"), func(line string) bool {
-			return strings.HasPrefix(line, "=== ") || strings.Contains(line, "--- PASS")
-		})
-		t.Errorf("%v, want %q:\n%s", err, want, strings.Join(failed, "\n"))
-	}
+	twins.Run(t, "enroll", sites, all, switches, "TestAttacks", fmt.Sprintf("%d attacks, each with its twin", len(all)))
 }
