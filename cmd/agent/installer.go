@@ -56,7 +56,7 @@ starts next. The lowest security version that it installs is a counter in the TP
 			return fmt.Errorf("cannot serve without the socket of birthmark-installer.socket: %w", os.ErrNotExist)
 		}
 		state := cmp.Or(os.Getenv("STATE_DIRECTORY"), installerState)
-		boot, err := bootLoader(state)
+		boot, err := bootLoader(sysroot.Dir(), state)
 		if err != nil {
 			log.Warn("no firmware can be installed", "err", err)
 		}
@@ -89,14 +89,13 @@ func openChip(log *slog.Logger) func(context.Context, rot.Identity) (installer.C
 // bootTries are the starts that a release gets to be found good.
 const bootTries = 3
 
-// bootLoader is what this device starts by, RAUC if it is set up; an error if this version
-// cannot handle it.
-func bootLoader(state string) (fota.Installer, error) {
-	root := sysroot.Dir()
+// bootLoader is what the device at root starts by, RAUC if it is set up; an error if this
+// version cannot handle it.
+func bootLoader(root, state string) (fota.Installer, error) {
 	if rauc.Has(root) {
 		return rauc.Installer{Root: root, Bus: systemBus, State: filepath.Join(state, "rauc")}, nil
 	}
-	if _, err := os.Stat(sysroot.Path("/sys/firmware/efi")); err != nil {
+	if _, err := os.Stat(filepath.Join(root, "sys/firmware/efi")); err != nil {
 		return nil, fmt.Errorf("there is neither systemd-boot, on UEFI, nor RAUC: %w", err)
 	}
 	return sdboot.Installer{Root: root, Tries: bootTries}, nil

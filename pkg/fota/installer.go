@@ -10,7 +10,8 @@ import (
 // without something to start. Every method may be called again, also after a restart, and
 // then ends what was begun. None is safe for concurrent use.
 //
-// Package sdboot is one, for systemd-boot.
+// Package sdboot is one, for systemd-boot, and package rauc one for boot loaders that RAUC
+// knows. Package fotatest tries what they promise.
 type Installer interface {
 	// Status tells what is, from the medium and the boot loader, not from memory.
 	Status(ctx context.Context) (Status, error)
