@@ -105,7 +105,7 @@ var graph = map[string][]string{
 	"pkg/fota/sdboot/pe/petest":    {},
 	"internal/rooms":               {},
 	"test/e2e":                     {"internal/agent", "internal/lab/board", "internal/lab/sign", "pkg/fota", "pkg/lifecycle", "pkg/store"},
-	"test/bench":                   {"internal/installer", "internal/lab", "internal/lab/sign", "internal/swtpm", "internal/sysroot", "pkg/fota/sdboot/pe/petest", "pkg/fota/source", "golang.org/x/sys"},
+	"test/bench":                   {"internal/installer", "internal/lab", "internal/lab/sign", "internal/swtpm", "internal/sysroot", "pkg/fota", "pkg/fota/sdboot/pe/petest", "pkg/fota/source", "golang.org/x/sys"},
 	"test/deb":                     {"test/qemu/image"},
 	"test/docs":                    {},
 	"test/firmware": {"internal/agent/firmware", "internal/agent/update", "internal/installer", "internal/lab/sign",
