@@ -118,6 +118,7 @@ var (
 	reading    = regexp.MustCompile(`(tele/system:) .*`) // what a machine can measure differs
 	differing  = []*regexp.Regexp{                       // from run to run
 		regexp.MustCompile(`unix:\S+`),
+		regexp.MustCompile(`\d+ %, \d+ of \d+ bytes`),
 		regexp.MustCompile(`\b\d+ bytes`),
 		regexp.MustCompile(`\b[0-9A-Z]{26}\b|\b[0-9A-F]{20,}\b|\b[0-9a-f]{16}…`),
 		regexp.MustCompile(`\d{4}-\d\d-\d\dT[0-9:]+Z`),
@@ -125,7 +126,6 @@ var (
 		regexp.MustCompile(`\(the clock is[^)]*\)`),
 		regexp.MustCompile(`127\.0\.0\.1:\d+`),
 		regexp.MustCompile(`\d+\.\d+ s`),
-		regexp.MustCompile(`\d+ %, \d+ of \d+`),
 		regexp.MustCompile(`block \d+`),
 	}
 )
