@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"birthmark/internal/agent/update"
@@ -246,6 +247,38 @@ func TestAnAgentThatLies(t *testing.T) {
 	d.must(c.Cancel(t.Context()))
 	d.wantUntouched()
 
+	// A file, through whose other descriptor somebody writes all the time.
+	f, err := os.OpenFile(d.file(m.bundles[next]), os.O_RDWR, 0)
+	d.must(err)
+	defer f.Close()
+	for range 5 {
+		over := make(chan struct{})
+		var writing sync.WaitGroup
+		writing.Go(func() {
+			for n := len(bent) / 2; ; {
+				select {
+				case <-over:
+					return
+				default:
+					d.write(f, bent[n:n+1], n)
+					d.write(f, m.bundles[next][n:n+1], n)
+				}
+			}
+		})
+		_, err := c.InstallFile(t.Context(), f, nil)
+		close(over)
+		writing.Wait()
+		if err == nil {
+			d.must(c.Arm(t.Context(), version(next)))
+			d.wantArmed(next)
+			d.must(c.Cancel(t.Context()))
+		} else {
+			wantRefusal(t, "a file that somebody writes to", err, fota.StagePayload, "block")
+			wantStaged("arm it", c.Arm(t.Context(), version(next)))
+		}
+		d.wantUntouched()
+	}
+
 	// Half of one release, and half of the other, both signed by the maker.
 	taken := 0
 	for n := 1; ; n++ {
@@ -260,12 +293,18 @@ func TestAnAgentThatLies(t *testing.T) {
 			wantStaged(fmt.Sprintf("arm what was another from reading %d on", n), c.Arm(t.Context(), version(later)))
 		}
 		d.wantUntouched()
-		if l.n < n {
+		if l.n < n || t.Failed() {
 			break
 		}
 	}
 	if taken > 3 {
 		t.Errorf("%d of the mixtures were taken, want the two that are none", taken)
+	}
+}
+
+func (d *device) write(f *os.File, b []byte, at int) {
+	if _, err := f.WriteAt(b, int64(at)); err != nil {
+		d.Error(err)
 	}
 }
 

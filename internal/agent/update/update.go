@@ -37,7 +37,8 @@
 //
 // A release is written three times at most before it is given up, and started three
 // times. The installer has two minutes for everything but writing, and may not stand
-// still in that for a quarter of an hour. A server may be away for a day.
+// still in that for a quarter of an hour. A server may be away for a day, and is left
+// alone as long as it asks for.
 //
 // # What it does not do
 //
