@@ -31,8 +31,8 @@
 // bundle; whoever installs it needs it no more than CopyImage does.
 //
 // Memory does not grow with the bundle: four spans of 128 KiB, one block for each level
-// of the tree, and what squashfs needs for a file. While Verify looks, there is a bit for
-// each span besides.
+// of the tree, and what squashfs needs for a file. While Verify looks, there are four spans
+// on their way to be hashed, and a bit for each span of the bundle besides.
 //
 // # Plain bundles
 //
