@@ -3,6 +3,8 @@ package board
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -20,10 +22,11 @@ type factory struct {
 	testing.TB
 	dir         string
 	db, foreign *Key
+	built       map[string]*Image
 }
 
 func newFactory(tb testing.TB) *factory {
-	f := &factory{TB: tb, dir: tb.TempDir()}
+	f := &factory{TB: tb, dir: tb.TempDir(), built: map[string]*Image{}}
 	var err error
 	f.db, err = NewKey(f.dir, "db")
 	f.must(err)
@@ -41,9 +44,13 @@ func (f *factory) must(err error) {
 
 func (f *factory) build(v fota.Version, key *Key, panics bool) *Image {
 	f.Helper()
-	i, err := Release{Name: "acme-gw", Version: v, Agent: "/bin/true", Panics: panics}.Build(f.Context(), f.dir, key)
-	f.must(err)
-	return i
+	what := fmt.Sprint(v, key == f.db, panics)
+	if f.built[what] == nil {
+		i, err := Release{Name: "acme-gw", Version: v, Agent: "/bin/true", Panics: panics}.Build(f.Context(), f.TempDir(), key)
+		f.must(err)
+		f.built[what] = i
+	}
+	return f.built[what]
 }
 
 // v1 runs on every board, v2 is what it may be updated to.
@@ -61,7 +68,7 @@ func (f *factory) put(b *Board, i *Image, entry string) {
 	f.Helper()
 	root, err := os.ReadFile(i.Root)
 	f.must(err)
-	f.must(os.WriteFile(b.path(slotFolder, "root-b"), append(root, make([]byte, SlotSize-len(root))...), 0o600))
+	f.must(errors.Join(os.WriteFile(b.path(slotFolder, "root-b"), root, 0o600), os.Truncate(b.path(slotFolder, "root-b"), SlotSize)))
 	uki, err := os.ReadFile(i.UKI)
 	f.must(err)
 	f.must(os.WriteFile(b.path(entryFolder, entry), uki, 0o600))
