@@ -101,6 +101,7 @@ func TestStart(t *testing.T) {
 			f.must(b.set(entryOneShot, wide("acme-gw_1.0.0+sv1+3.efi")))
 		}, "acme-gw_1.0.0+sv1+2-1.efi", "root-a", ""},
 		{"a draft", next(".acme-gw_2.0.0+sv1.new"), "acme-gw_1.0.0+sv1+2-1.efi", "root-a", ""},
+		{"a hidden entry", next(".acme-gw_2.0.0+sv1+3.efi"), "acme-gw_1.0.0+sv1+2-1.efi", "root-a", ""},
 		{"an entry without contents", func(b *Board) {
 			f.must(os.WriteFile(b.path(entryFolder, "acme-gw_3.0.0+sv1+3.efi"), nil, 0o600))
 		}, "acme-gw_1.0.0+sv1+2-1.efi", "root-a", ""},

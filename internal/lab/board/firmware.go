@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 	"unicode/utf16"
 
@@ -74,7 +75,7 @@ func narrow(b []byte) string {
 	for i := range units {
 		units[i] = binary.LittleEndian.Uint16(b[2*i:])
 	}
-	return string(bytes.TrimRight([]byte(string(utf16.Decode(units))), "\x00"))
+	return strings.TrimRight(string(utf16.Decode(units)), "\x00")
 }
 
 // certKind is EFI_CERT_X509_GUID, and owner nobody's GUID.

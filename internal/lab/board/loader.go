@@ -31,12 +31,12 @@ type entry struct {
 // Specification, "Boot counting".
 var counter = regexp.MustCompile(`^(.*)\+(\d+)(?:-(\d+))?\.efi$`)
 
-// entries reads EFI/Linux. What is no UKI is passed over, as is what is empty.
+// entries reads EFI/Linux. What is no UKI is passed over, as is what is empty or hidden.
 func (b *Board) entries() ([]entry, error) {
 	names, err := b.Entries()
 	var all []entry
 	for _, name := range names {
-		if !strings.HasSuffix(strings.ToLower(name), ".efi") {
+		if strings.HasPrefix(name, ".") || !strings.HasSuffix(strings.ToLower(name), ".efi") {
 			continue
 		}
 		var release string
