@@ -46,10 +46,7 @@ func TestSecureBoot(t *testing.T) {
 // and the keys of Secure Boot do in both, so that what is sealed to them outlives updates.
 func TestDamageFallsBack(t *testing.T) {
 	t.Parallel()
-	next, err := build(t.Context(), t.TempDir(), "2.0.0+sv1")
-	if err != nil {
-		t.Fatal(err)
-	}
+	next := further(t, "2.0.0+sv1", nil)
 	read, err := next.Offset(t.Context(), "/usr/lib/systemd/systemd")
 	if err != nil {
 		t.Fatal(err)

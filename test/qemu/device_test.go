@@ -215,11 +215,17 @@ func (w *world) forget() {
 // hears waits for a message on a topic that ends like this.
 func (w *world) hears(topic string) message {
 	w.Helper()
+	return w.hearsOf(topic, "")
+}
+
+// hearsOf waits for one with some text in it.
+func (w *world) hearsOf(topic, text string) message {
+	w.Helper()
 	late := time.After(patience)
 	for {
 		w.mu.Lock()
 		for _, m := range w.heard {
-			if strings.HasSuffix(m.topic, topic) {
+			if strings.HasSuffix(m.topic, topic) && strings.Contains(m.payload, text) {
 				w.mu.Unlock()
 				return m
 			}
@@ -229,7 +235,7 @@ func (w *world) hears(topic string) message {
 		select {
 		case <-w.news:
 		case <-late:
-			w.Fatalf("nothing heard on %s within %v; other messages: %d", topic, patience, n)
+			w.Fatalf("nothing heard on %s of %q within %v; other messages: %d", topic, text, patience, n)
 		}
 	}
 }

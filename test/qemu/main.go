@@ -15,7 +15,9 @@
 // Write a test that tells a story, such as TestFirstBoot: newWorld is a maker, an owner
 // and a broker; powerOn makes a device of the image, or of a copy of its disk that
 // was changed first (copyDisk, image.Put, image.Flip); ready waits until it is up, do
-// runs a shell script in it as root, and hears waits for what it tells the broker.
+// runs a shell script in it as root, and hears waits for what it tells the broker. A
+// further release is made by further, which takes a second, signed and shipped by signed
+// and ship, and brought into a device by fetch and install.
 //
 // A start takes 25 s without KVM: a story that needs nothing new of the machine goes
 // into one that runs already. Wait for events, patience at most, and never hold a

@@ -35,6 +35,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Tries is how often the boot loader starts a release that nobody says is good.
@@ -175,9 +176,9 @@ func (img *Image) buildRoot(ctx context.Context, debian, kernel string, o Option
 }
 
 // UKI makes a release of this image's kernel and initrd, not signed. v is the image's own, or a
-// lie.
-func (img *Image) UKI(ctx context.Context, v Verity) ([]byte, error) {
-	b, err := uki(ctx, release{img.Version, img.kernel, img.initrd, commandLine + v.Arguments()})
+// lie; the kernel gets more arguments if there are some.
+func (img *Image) UKI(ctx context.Context, v Verity, more ...string) ([]byte, error) {
+	b, err := uki(ctx, release{img.Version, img.kernel, img.initrd, strings.Join(append([]string{commandLine + v.Arguments()}, more...), " ")})
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a release: %w", err)
 	}

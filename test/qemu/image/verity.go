@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,19 +26,52 @@ func (v Verity) Arguments() string {
 // the kernel's dm-verity, without superblock, the same as "veritysetup format
 // --no-superblock".
 func addTree(f *os.File, blocks int64, salt [32]byte) (Verity, error) {
-	level, err := hashes(io.NewSectionReader(f, 0, blocks*blockSize), blocks, salt)
+	tree, err := hashTree(f, blocks, salt)
 	if err != nil {
 		return Verity{}, err
 	}
-	tree := level // the top comes first
+	_, err = f.WriteAt(tree, blocks*blockSize)
+	return Verity{Root: blockHash(tree[:blockSize], salt), Salt: salt, Blocks: blocks}, err
+}
+
+// hashTree is that of some blocks, the top first.
+func hashTree(r io.ReaderAt, blocks int64, salt [32]byte) (tree []byte, err error) {
+	level, err := hashes(io.NewSectionReader(r, 0, blocks*blockSize), blocks, salt)
+	if err != nil {
+		return nil, err
+	}
+	tree = level
 	for len(level) > blockSize {
 		if level, err = hashes(bytes.NewReader(level), int64(len(level))/blockSize, salt); err != nil {
-			return Verity{}, err
+			return nil, err
 		}
 		tree = append(level[:len(level):len(level)], tree...)
 	}
-	_, err = f.WriteAt(tree, blocks*blockSize)
-	return Verity{Root: blockHash(level, salt), Salt: salt, Blocks: blocks}, err
+	return tree, nil
+}
+
+// Check reports whether a slot holds the file system of v and its tree, all of both. That it
+// holds another is found at once.
+func (v Verity) Check(slot io.ReaderAt) error {
+	top := make([]byte, blockSize)
+	if _, err := slot.ReadAt(top, v.Blocks*blockSize); err != nil {
+		return err
+	}
+	if got := blockHash(top, v.Salt); got != v.Root {
+		return fmt.Errorf("the root hash is %x, want %x", got, v.Root)
+	}
+	tree, err := hashTree(slot, v.Blocks, v.Salt)
+	if err != nil {
+		return err
+	}
+	behind := make([]byte, len(tree))
+	if _, err := slot.ReadAt(behind, v.Blocks*blockSize); err != nil {
+		return err
+	}
+	if !bytes.Equal(behind, tree) {
+		return errors.New("the tree is not that of the file system before it")
+	}
+	return nil
 }
 
 // hashes are those of all blocks that r has, in whole blocks, the rest zero.
