@@ -33,7 +33,9 @@ func (i Installer) open() (*Loader, fota.Status, error) {
 	return l, st, err
 }
 
-// Status implements [fota.Installer]. The floor is the security version that runs.
+// Status implements [fota.Installer]. The floor is the security version that runs. What a
+// loader started without counting the try is on trial, since nobody can tell whether it was
+// blessed before. What has no counter in its name, as an image may be delivered, is not.
 func (i Installer) Status(context.Context) (fota.Status, error) {
 	l, st, err := i.open()
 	if err != nil {
@@ -44,7 +46,7 @@ func (i Installer) Status(context.Context) (fota.Status, error) {
 		return st, err
 	}
 	st.Floor, st.SecureBoot, st.Notes = st.Running.Security, found.SecureBoot, found.Warnings
-	st.Trial = found.Running.Counted && (found.Running.Left < i.Tries || found.Running.Done > 0)
+	st.Trial = found.Uncounted || found.Running.Counted && (found.Running.Left < i.Tries || found.Running.Done > 0)
 	if got := found.Running.Version; got != st.Running.String() {
 		st.Notes = append(st.Notes, fmt.Sprintf("the boot loader started %s, and os-release says %v", got, st.Running))
 	}

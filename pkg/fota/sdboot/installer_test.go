@@ -200,6 +200,45 @@ func TestInstallerRefusesWhatDoesNotStart(t *testing.T) {
 	}
 }
 
+// What nobody has judged is on trial, whatever its name looks like.
+func TestWhatIsOnTrial(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		selected string // what the loader started
+		counted  string // what it says that it renamed it to, "" if nothing
+		now      string // what it is called since
+		trial    bool
+	}{
+		{"a try was counted", "+3", "+2-1", "+2-1", true},
+		{"and it was blessed", "+3", "+2-1", "+3", false},
+		{"the last try was counted", "+1-2", "+0-3", "+0-3", true},
+		{"the loader could not rename it", "+3", "", "+3", true},
+		{"the loader could not rename it, after a try that counted", "+2-1", "", "+2-1", true},
+		{"nor this time, and it was blessed", "+2-1", "", "+3", true},
+		{"an image as it was delivered", "", "", "", false},
+		{"an image as it was delivered, blessed", "", "", "+3", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			d, i := newInstaller(t)
+			d.delete("birthmark_1.0.0+sv1+2-1.efi")
+			d.put("birthmark_1.0.0+sv1"+c.now+".efi", petest.UKI("1.0.0+sv1"))
+			d.set(entrySelected, text("birthmark_1.0.0+sv1"+c.selected+".efi"))
+			d.must(os.Remove(d.vars().path(bootCountPath)))
+			if c.counted != "" {
+				d.set(bootCountPath, text(`\EFI\Linux\birthmark_1.0.0+sv1`+c.counted+".efi"))
+			}
+			if st, err := i.Status(t.Context()); err != nil || st.Trial != c.trial {
+				t.Errorf("trial: got %t, %v, want %t", st.Trial, err, c.trial)
+			}
+			// A bless is never refused: the device has to come up again.
+			if err := i.Bless(t.Context()); err != nil {
+				t.Errorf("bless: %v", err)
+			}
+			d.wantFiles("birthmark_1.0.0+sv1+3.efi")
+		})
+	}
+}
+
 func TestInstallerWithoutALoader(t *testing.T) {
 	d, i := newInstaller(t)
 	d.must(os.RemoveAll(d.path("efi")))

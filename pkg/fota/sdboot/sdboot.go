@@ -129,6 +129,9 @@ type Status struct {
 	SecureBoot bool    // whether the firmware asks for signatures
 	Running    Entry   // the release that runs
 	Others     []Entry // those that do not; one at the most, unless something went wrong
+	// Uncounted: the loader started a release with a counter, and counted no try. So its
+	// name says nothing about whether it was ever found good.
+	Uncounted bool
 
 	// Warnings are what an owner should know, one sentence each.
 	Warnings []string
@@ -148,6 +151,13 @@ func (l *Loader) Status() (Status, error) {
 	s.Warnings, err = l.warnings(s.Loader)
 	if err != nil {
 		return s, err
+	}
+	counted, err := l.wasCounted()
+	if err != nil {
+		return s, err
+	}
+	if s.Uncounted = !counted; s.Uncounted {
+		s.Warnings = append(s.Warnings, "the boot loader started an entry with a counter, and counted no try: a bad release would be started for ever, so what runs stays on trial")
 	}
 	e, err := l.entries()
 	s.Running, s.Others = e.running, e.others
@@ -171,12 +181,6 @@ func (l *Loader) warnings(loader string) (warnings []string, err error) {
 		return nil, err
 	case !counts:
 		warn("the boot loader does not say that it counts tries: a bad release would be started for ever")
-	}
-	switch counted, err := l.wasCounted(); {
-	case err != nil:
-		return nil, err
-	case !counted:
-		warn("the boot loader started an entry with a counter, and counted no try: a bad release would be started for ever")
 	}
 	switch value, err := l.vars.text(entryDefault); {
 	case err == nil:
