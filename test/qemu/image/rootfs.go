@@ -26,7 +26,7 @@ var productPackages = []string{
 // its identity, and what looks at it from inside.
 var testPackages = []string{
 	"curl", "openssl", "tpm2-openssl", "tpm2-abrmd", "libtss2-tcti-device0", "libtss2-tcti-tabrmd0", "mosquitto-clients",
-	"iproute2", "strace",
+	"iproute2", "strace", "rauc",
 }
 
 // Rootfs is the Debian root file system of the product as a tar, without kernel,
