@@ -3,6 +3,7 @@ package rauc
 import (
 	"bufio"
 	"bytes"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,6 +15,9 @@ import (
 	"birthmark/pkg/fota"
 	"birthmark/pkg/fota/fotatest"
 )
+
+// blocks is for a device that can do without files in the place of partitions: test/qemu.
+var blocks = flag.Bool("blocks", false, "slots are block devices, loop(4), which only root can make")
 
 // A testDevice is a folder that looks like a device's file system, with RAUC on a bus, and
 // a boot loader that keeps its books as U-Boot does: an order, and tries that are left.
@@ -142,8 +146,28 @@ func newDevice(tb testing.TB) *testDevice {
 	}
 	d.write("dev/spare", "spare")
 	tb.Cleanup(d.stop)
+	if *blocks {
+		for _, name := range []string{"rootfs-a", "rootfs-b", "appfs-a", "appfs-b"} {
+			d.makeBlock(name)
+		}
+	}
 	d.Start()
 	return d
+}
+
+// makeBlock makes a block device of a file.
+func (d *testDevice) makeBlock(name string) {
+	d.Helper()
+	d.must(os.Rename(d.path("dev/"+name), d.path("var/"+name)))
+	out, err := exec.Command("losetup", "--find", "--show", d.path("var/"+name)).Output()
+	d.must(err)
+	block := strings.TrimSpace(string(out))
+	d.Cleanup(func() {
+		if err := exec.Command("losetup", "--detach", block).Run(); err != nil {
+			d.Error(err)
+		}
+	})
+	d.must(os.Symlink(block, d.path("dev/"+name)))
 }
 
 func (d *testDevice) must(err error) {
