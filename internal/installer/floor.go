@@ -36,12 +36,12 @@ type holding struct {
 	Chip rot.Identity `json:"chip,omitzero"` // that holds it
 	// Floor is the highest that was seen or meant: a chip that lost its own gets it back.
 	Floor uint64 `json:"floor,omitempty"`
-	// Rising: what runs was blessed, and the counter is on its way up to it. While it is
-	// false, who moves the counter is somebody else.
+	// Rising: the counter is on its way up to Floor. While it is false, the counter has got
+	// there, and who moves it is somebody else.
 	Rising bool `json:"rising,omitempty"`
 	// Epoch is the chip's other counter, as it was last: one is not made without the other.
 	Epoch uint64 `json:"epoch,omitempty"`
-	// Lost: since the floor was raised last, the chip was found without it.
+	// Lost: since the floor was raised last, the chip was found without it, or with less.
 	Lost bool `json:"lost,omitempty"`
 }
 
@@ -72,10 +72,10 @@ func (f *floor) read(ctx context.Context) (level uint64, err error) {
 	return max(count, h.Floor), err
 }
 
-// raise raises the floor to what was blessed: it is remembered, then done, then
-// remembered as done. A floor that is as high, or higher, stays. Sure is called before
-// anything moves, and returns nil when it is sure that the device will start what it is
-// raised to again. After an error, or a loss of power, raise is called again.
+// raise raises the floor to what was blessed, or to what is remembered if that is higher:
+// it is remembered, then done, then remembered as done. A floor that is higher stays. Sure
+// is called before anything moves, and returns nil when it is sure that the device will
+// start what was blessed again. After an error, or a loss of power, raise is called again.
 func (f *floor) raise(ctx context.Context, to uint64, sure func(context.Context) error) error {
 	h := f.load()
 	if f.open == nil {
@@ -91,6 +91,9 @@ func (f *floor) raise(ctx context.Context, to uint64, sure func(context.Context)
 	defer chip.Close()
 	count, epoch, err := counts(ctx, chip)
 	missing := errors.Is(err, rot.ErrCleared)
+	if to > max(h.Floor, count) {
+		h.Lost = false
+	}
 	switch known := h.Chip.EK != ""; {
 	case missing && known && !h.Rising:
 		f.log.Warn("the chip has lost the floor, which is made anew", "remembered", h.Floor)
@@ -100,15 +103,14 @@ func (f *floor) raise(ctx context.Context, to uint64, sure func(context.Context)
 		return err
 	case known && count > h.Floor:
 		f.log.Warn("the floor was raised by somebody else", "floor", count, "remembered", h.Floor)
+	case known && count < h.Floor && !h.Rising:
+		f.log.Warn("the chip has a lower floor than it had, which is raised again", "floor", count, "remembered", h.Floor)
+		h.Lost = true
 	}
 	h.Chip, h.Epoch = chip.Identity(), max(h.Epoch, epoch)
 	h.Chip.EKCertificate = nil
-	h.Floor = max(h.Floor, count)
-	if missing {
-		to = max(to, h.Floor)
-	}
-	if h.Rising = missing || count < to; h.Rising {
-		h.Floor = max(h.Floor, to)
+	h.Floor = max(h.Floor, count, to)
+	if h.Rising = missing || count < h.Floor; h.Rising {
 		if err := sure(ctx); err != nil {
 			return err
 		}
@@ -116,16 +118,15 @@ func (f *floor) raise(ctx context.Context, to uint64, sure func(context.Context)
 			return err
 		}
 		if missing {
-			count, err = create(ctx, chip, to, h.Epoch)
+			count, err = create(ctx, chip, h.Floor, h.Epoch)
 		} else {
-			count, err = climb(ctx, chip, count, to)
-			h.Lost = false
+			count, err = climb(ctx, chip, count, h.Floor)
 		}
 		if err != nil {
 			return err
 		}
 		f.log.Info("the floor was raised", "floor", count)
-		h.Rising = count < to
+		h.Rising = count < h.Floor
 	}
 	return f.note(h)
 }
@@ -248,7 +249,7 @@ func (s *Server) floorNotes(device fota.Status, err error) (notes []string) {
 		notes = append(notes, fmt.Sprintf("%v runs, which is below the floor, security version %d: it goes on, and nothing below the floor is installed", running, device.Floor))
 	}
 	if s.memory != nil && s.memory.Get().Floor.Lost {
-		notes = append(notes, fmt.Sprintf("the TPM was cleared: its floor was gone, and was made anew as it is remembered, security version %d", device.Floor))
+		notes = append(notes, fmt.Sprintf("the TPM was cleared, or set back: its floor was gone, or lower, and is made anew as it is remembered, security version %d", device.Floor))
 	}
 	return notes
 }

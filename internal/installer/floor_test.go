@@ -141,7 +141,8 @@ func TestTheFloor(t *testing.T) {
 		{"never made, on trial", bareChip(), "1.0.0+sv3", true, nil, 0, 0, 3, 3, ""},
 		{"never made, and nothing was ever closed", bareChip(), "1.0.0+sv0", false, nil, 0, 0, 0, 0, ""},
 		{"lost to TPM2_Clear", newChip(5), "1.0.0+sv1", false, (*fakeChip).clear, 5, 5, 5, 5, "the TPM was cleared"},
-		{"lost, and made anew lower by somebody", newChip(5), "1.0.0+sv1", false, func(c *fakeChip) { c.clear(); c.made, c.floor = true, 0 }, 5, 1, 1, 5, "below the floor, security version 5"},
+		{"lost, and made anew lower by somebody", newChip(5), "1.0.0+sv1", false, func(c *fakeChip) { c.clear(); c.made, c.floor = true, 0 }, 5, 5, 5, 5, "the TPM was cleared, or set back"},
+		{"set back by somebody", newChip(5), "1.0.0+sv1", false, func(c *fakeChip) { c.floor = 3 }, 5, 5, 5, 5, "the TPM was cleared, or set back"},
 		{"far behind goes up by steps", newChip(1), "1.0.0+sv100", false, nil, 100, 65, 100, 100, ""},
 		{"beyond what a version can say", newChip(1 << 40), "1.0.0+sv1", false, nil, 1<<32 - 1, 1 << 40, 1 << 40, 1<<32 - 1, "below the floor"},
 	} {
@@ -297,6 +298,29 @@ func TestAFloorThatRoseMeanwhile(t *testing.T) {
 	}
 }
 
+// TestAFallBackEndsTheClimb: the power was cut while the floor went up to what was blessed,
+// and the boot loader fell back then. What was blessed was good; there is nothing to tell
+// but that an older release runs.
+func TestAFallBackEndsTheClimb(t *testing.T) {
+	chip := newChip(2)
+	d := newDevice(t)
+	d.stopped()
+	s := &Server{State: d.state, Log: quiet}
+	forget := s.remember()
+	if err := s.floor.save(holding{Chip: rot.Identity{EK: chip.ek, SRKName: chip.srk}, Floor: 4, Rising: true}); err != nil {
+		t.Fatal(err)
+	}
+	forget()
+	d.startWith(chip.open)
+	st := d.stands()
+	d.stopped()
+	defer s.remember()()
+	h := s.floor.load()
+	if chip.floor != 4 || h.Rising || h.Lost || len(st.Notes) != 1 || !strings.Contains(st.Notes[0], "below the floor") {
+		t.Errorf("the chip has %d, want 4; remembered is %+v; notes %q", chip.floor, h, st.Notes)
+	}
+}
+
 // A cutLife is a device in which 2.0.0+sv4 was started for the first time. It is cut off
 // at one point; then the same is done again.
 type cutLife struct {
@@ -395,6 +419,7 @@ func TestTheFloorIsNeverAboveWhatRuns(t *testing.T) {
 		{"three steps", func() *fakeChip { return newChip(1) }, 1, 4, []string{"chip: raise", "boot: bless", "boot: sync", "store: write"}},
 		{"never made", bareChip, 0, 4, []string{"chip: make", "boot: bless", "store: write"}},
 		{"lost", func() *fakeChip { c := newChip(3); c.clear(); return c }, 6, 6, []string{"chip: make", "boot: bless", "store: write"}},
+		{"set back", func() *fakeChip { return newChip(4) }, 6, 6, []string{"chip: raise", "boot: bless", "store: write"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cuts := map[string]int{}
@@ -417,7 +442,7 @@ func TestTheFloorIsNeverAboveWhatRuns(t *testing.T) {
 					if l.chip.floor != c.want || h.Rising || h.Floor != c.want || l.trial || l.onMedium {
 						t.Errorf("cut %q, power %t: in the end the chip has %d, want %d; trial %t; remembered is %+v", l.where, power, l.chip.floor, c.want, l.trial, h)
 					}
-					if lost := c.name == "lost"; h.Lost != lost {
+					if lost := c.want > 4; h.Lost != lost {
 						t.Errorf("cut %q, power %t: lost is %t, want %t", l.where, power, h.Lost, lost)
 					}
 					cuts[l.where]++
