@@ -59,8 +59,8 @@
 // loader fell back to an older release: such a device goes on as it is, and installs
 // nothing below the floor. The counter moves between two writes of what is remembered, one
 // that says where to and one that says that it is there; what was cut off in between is
-// done when the next Server starts, or at the next bless. A chip that was cleared gets back
-// what is remembered, or what runs if that is higher. While the chip cannot be asked, or is
+// done when the next Server starts, or at the next bless. A chip that was cleared, or set
+// back, gets back what is remembered, or what runs if that is higher. While the chip cannot be asked, or is
 // another one, nothing is installed or armed; bless still blesses.
 //
 // A release that is older than what runs is taken if the owner has signed a permit for it
@@ -334,8 +334,9 @@ func (s *Server) arm(ctx context.Context, v fota.Version) error {
 	if o := device.Other; o.Version != v || o.Mark != fota.Staged && o.Mark != fota.Armed {
 		return fota.Refuse(fota.StageBoot, "staged", "%v was installed, but is not ready to start any more", v)
 	}
-	if v.Security < device.Floor {
-		return fota.Refuse(fota.StagePolicy, "floor", "%v was installed, and is below the floor now, security version %d", v, device.Floor)
+	// The floor may have gone up since, and the owner's permit be over.
+	if err := device.Policy().Check(staged.Manifest); err != nil {
+		return err
 	}
 	return s.Boot.Arm(ctx, staged.Manifest)
 }

@@ -85,6 +85,9 @@ func TestAnOlderReleaseTakesAPermit(t *testing.T) {
 		t.Errorf("the status says %v is permitted, want %v", st.Device.Permit, good.Version)
 	}
 	older("the release that is permitted", "1.3.0+sv2", "")
+	d.ownedBy(owner, owner.Signer)
+	wantRefusal(t, "arm, when the permit is no good any more", d.Arm(t.Context(), good.Version), fota.StagePolicy, "downgrade")
+	d.ownedBy(owner)
 	if err := d.Arm(t.Context(), good.Version); err != nil {
 		t.Errorf("arm: %v", err)
 	}
