@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"unicode"
@@ -21,7 +20,7 @@ type settings map[string]map[string]string
 const settingsFile = "etc/rauc/system.conf"
 
 const (
-	settingsLimit = 64 << 10 // bytes of a file of settings
+	settingsLimit = 64 << 10 // bytes
 	groupLimit    = 64
 )
 
@@ -33,7 +32,7 @@ func unsafe(format string, args ...any) error {
 
 // readSettings reads system.conf and holds it against what package rauc asks of it.
 func readSettings(root, compatible string) (settings, error) {
-	text, err := readFile(filepath.Join(root, settingsFile))
+	text, err := readFile(filepath.Join(root, settingsFile), settingsLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -47,16 +46,16 @@ func readSettings(root, compatible string) (settings, error) {
 	return s, nil
 }
 
-// readFile reads a file of settings.
-func readFile(path string) ([]byte, error) {
+// readFile reads a file of settings, of a number of bytes at most.
+func readFile(path string, limit int) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, settingsLimit+1))
-	if err == nil && len(text) > settingsLimit {
-		err = fmt.Errorf("%s has more than %d bytes", path, settingsLimit)
+	text, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
+	if err == nil && len(text) > limit {
+		err = fmt.Errorf("%s has more than %d bytes", path, limit)
 	}
 	return text, err
 }
@@ -130,72 +129,6 @@ func (s settings) check(compatible string) error {
 		}
 	}
 	return nil
-}
-
-// busFolders are where the system bus has its rules, in the order in which they apply.
-var busFolders = []string{"usr/share/dbus-1/system.d", "etc/dbus-1/system.d"}
-
-var (
-	busComment = regexp.MustCompile(`(?s)<!--.*?-->`)
-	busPolicy  = regexp.MustCompile(`(?s)<policy\s([^>]*)>(.*?)</policy\s*>`)
-	busRule    = regexp.MustCompile(`<(allow|deny)\s([^>]*)>`)
-	busRoot    = regexp.MustCompile(`^\s*user\s*=\s*["'](root|0)["']\s*$`)
-	busContext = regexp.MustCompile(`^\s*context\s*=`)
-	busSend    = regexp.MustCompile(`\bsend_destination\s*=\s*["']de\.pengutronix\.rauc["']`)
-	busOwn     = regexp.MustCompile(`\bown\s*=\s*["']de\.pengutronix\.rauc["']`)
-)
-
-// checkBus refuses a bus that lets anybody but root speak to RAUC: he could say what
-// starts next, and that it is good. The rules that come with RAUC do. Of the rules for
-// everybody those of the last folder count; within one, the bus reads files in any order.
-func checkBus(root string) error {
-	open := ""
-	for _, folder := range busFolders {
-		files, err := filepath.Glob(filepath.Join(root, folder, "*.conf"))
-		if err != nil {
-			return err
-		}
-		allowed, denied := "", false
-		for _, file := range files {
-			text, err := readFile(file)
-			if err != nil {
-				return err
-			}
-			all, some, none := busRules(string(text))
-			if some {
-				return unsafe("%s lets others than root be RAUC, or speak to it", file)
-			}
-			if all {
-				allowed = file
-			}
-			denied = denied || none
-		}
-		if allowed != "" || denied {
-			open = allowed
-		}
-	}
-	if open != "" {
-		return unsafe("%s lets anybody say to RAUC what starts next, and that it is good", open)
-	}
-	return nil
-}
-
-// busRules finds in a file of the bus whether everybody may speak to RAUC, whether
-// somebody may who is named, or may be it, and whether nobody may.
-func busRules(text string) (all, some, none bool) {
-	for _, policy := range busPolicy.FindAllStringSubmatch(busComment.ReplaceAllString(text, ""), -1) {
-		if busRoot.MatchString(policy[1]) {
-			continue
-		}
-		everybody := busContext.MatchString(policy[1])
-		for _, rule := range busRule.FindAllStringSubmatch(policy[2], -1) {
-			allow, sends, owns := rule[1] == "allow", busSend.MatchString(rule[2]), busOwn.MatchString(rule[2])
-			some = some || allow && (owns || sends && !everybody)
-			all = all || allow && sends && everybody
-			none = none || !allow && sends && everybody
-		}
-	}
-	return all, some, none
 }
 
 const markGood = "rauc-mark-good.service"

@@ -29,10 +29,26 @@ func (d *testDevice) wantUnsafe(when string, i Installer, why string) {
 	}
 }
 
+// stockBus has the rules of Debian's own system.conf.
+const stockBus = `<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig><policy context="default">
+<allow user="*"/><deny own="*"/><deny send_type="method_call"/>
+<allow send_type="signal"/><allow send_requested_reply="true" send_type="method_return"/><allow send_requested_reply="true" send_type="error"/>
+<allow receive_type="method_call"/><allow receive_type="method_return"/><allow receive_type="error"/><allow receive_type="signal"/>
+<allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"/>
+<deny send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus" send_member="UpdateActivationEnvironment"/>
+</policy>
+<policy user="root"><allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus.Monitoring"/></policy>
+<include ignore_missing="yes">/etc/dbus-1/system.conf</include></busconfig>`
+
 // What RAUC's settings, the bus and systemd let happen is refused before RAUC is asked for
 // anything: there is no bus here.
 func TestUnsafeDevicesAreRefused(t *testing.T) {
-	const rules = "usr/share/dbus-1/system.d/de.pengutronix.rauc.conf"
+	const (
+		rules = "usr/share/dbus-1/system.d/de.pengutronix.rauc.conf"
+		more  = "etc/dbus-1/system.d/more.conf"
+	)
 	link := func(to, name string) func(d *testDevice) {
 		return func(d *testDevice) {
 			d.must(os.MkdirAll(d.path(name[:strings.LastIndexByte(name, '/')]), 0o755))
@@ -42,10 +58,15 @@ func TestUnsafeDevicesAreRefused(t *testing.T) {
 	edit := func(from, to string) func(d *testDevice) {
 		return func(d *testDevice) { d.change(settingsFile, from, to) }
 	}
-	for name, c := range map[string]struct {
+	type spoiled struct {
 		spoil func(d *testDevice)
 		why   string
-	}{
+	}
+	// add writes a file of the bus that is not what it should be.
+	add := func(file, policy, why string) spoiled {
+		return spoiled{func(d *testDevice) { d.write(file, "<busconfig>"+policy+"</busconfig>") }, why}
+	}
+	for name, c := range map[string]spoiled{
 		"for other devices":           {edit("compatible=acme-gw", "compatible=acme-hub"), `compatible is "acme-hub"`},
 		"no boot loader":              {edit("bootloader=custom", "bootloader=noop"), `bootloader is "noop"`},
 		"one that is not named":       {edit("bootloader=custom\n", ""), `bootloader is ""`},
@@ -71,7 +92,28 @@ func TestUnsafeDevicesAreRefused(t *testing.T) {
 		"rules that allow later": {func(d *testDevice) {
 			d.write("etc/dbus-1/system.d/more.conf", `<busconfig><policy context="default"><allow send_destination="de.pengutronix.rauc"/></policy></busconfig>`)
 		}, "anybody"},
-		"every start is good": {link("/usr/lib/systemd/system/"+markGood, "etc/systemd/system/multi-user.target.wants/"+markGood), markGood},
+		"rules that take back a part": {func(d *testDevice) {
+			d.write("etc/dbus-1/system.d/local.conf", `<busconfig><policy context="default"><deny send_destination="de.pengutronix.rauc" send_member="InstallBundle"/></policy></busconfig>`)
+			d.write(rules, `<busconfig><policy context="default"><allow send_destination="de.pengutronix.rauc"/></policy></busconfig>`)
+		}, "anybody"},
+		"rules that are mandatory": add(rules, `<policy context="mandatory"><allow send_destination="de.pengutronix.rauc"/></policy>`, "anybody"),
+		"an interface":             add(more, `<policy context="default"><allow send_interface="de.pengutronix.rauc.Installer"/></policy>`, "anybody"),
+		"a member":                 add(more, `<policy context="default"><allow send_member="Mark"/></policy>`, "anybody"),
+		"all calls":                add(more, `<policy context="default"><allow send_type="method_call" log="true"/></policy>`, "anybody"),
+		"every destination":        add(more, `<policy context="default"><allow send_destination="*"/></policy>`, "anybody"),
+		"a prefix":                 add(more, `<policy context="default"><allow send_destination_prefix="de.pengutronix"/></policy>`, "anybody"),
+		"a destination in another spelling": add(more,
+			`<policy context="default"><allow send_destination="de.pengutronix.&#114;auc"/></policy>`, "anybody"),
+		"every destination for a user": add(more, `<policy user="games"><allow send_destination="*"/></policy>`, "others than root"),
+		"all for who sits there":       add(more, `<policy at_console="true"><allow send_type="method_call"/></policy>`, "others than root"),
+		"RAUC by everybody":            add(more, `<policy context="default"><allow own="*"/></policy>`, "others than root"),
+		"RAUC by a prefix":             add(more, `<policy user="games"><allow own_prefix="de.pengutronix.rauc"/></policy>`, "others than root"),
+		"rules of this device":         add("etc/dbus-1/system-local.conf", `<policy context="default"><allow send_destination="de.pengutronix.rauc"/></policy>`, "anybody"),
+		"the bus's own rules":          add("etc/dbus-1/system.conf", `<policy group="games"><allow send_destination="de.pengutronix.rauc"/></policy>`, "others than root"),
+		"its rules by its maker":       add("usr/share/dbus-1/system.conf", `<policy group="games"><allow send_destination="*"/></policy>`, "others than root"),
+		"a broken file for RAUC":       add(more, `<policy context="default"><deny send_destination="de.pengutronix.rauc">`, "who may speak to RAUC"),
+		"a file that cannot be read":   {func(d *testDevice) { d.must(os.Mkdir(d.path(more), 0o755)) }, "who may speak to RAUC"},
+		"every start is good":          {link("/usr/lib/systemd/system/"+markGood, "etc/systemd/system/multi-user.target.wants/"+markGood), markGood},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDevice(t)
@@ -89,6 +131,24 @@ func TestUnsafeDevicesAreRefused(t *testing.T) {
 		},
 		"a rule for another service": func(d *testDevice) {
 			d.write(rules, `<busconfig><policy user="x"><allow own="de.pengutronix.raucous"/></policy></busconfig>`)
+		},
+		"a rule of a file that is gone": link("nowhere", more),
+		"a file of many bytes": func(d *testDevice) {
+			d.write(more, "<busconfig><!--"+strings.Repeat("x", settingsLimit)+"--></busconfig>")
+		},
+		"a broken file": func(d *testDevice) { d.write(more, "<busconfig>") },
+		"a file in another charset": func(d *testDevice) {
+			d.write(more, "<?xml version='1.0' encoding='ISO-8859-1'?><busconfig><!-- \xe4 --></busconfig>")
+		},
+		"rules that allow, and forbidden anyway": func(d *testDevice) {
+			d.write(rules, `<busconfig><policy context="mandatory"><deny send_destination="de.pengutronix.rauc"/></policy></busconfig>`)
+			d.write(more, `<busconfig><policy context="default"><allow send_destination="de.pengutronix.rauc"/></policy></busconfig>`)
+		},
+		"rules of Debian's bus": func(d *testDevice) { d.write("usr/share/dbus-1/system.conf", stockBus) },
+		"rules of Debian's services": func(d *testDevice) {
+			d.write(more, `<busconfig><policy context="default"><allow send_interface="org.freedesktop.PolicyKit1.AuthenticationAgent"/>
+<allow send_destination="org.freedesktop.login1" send_interface="org.freedesktop.login1.Manager" send_member="Inhibit"/></policy>
+<policy user="tss"><allow own="com.intel.tss2.Tabrmd"/></policy></busconfig>`)
 		},
 		"masked": func(d *testDevice) {
 			link("/usr/lib/systemd/system/"+markGood, "usr/lib/systemd/system/multi-user.target.wants/"+markGood)(d)
@@ -182,10 +242,19 @@ func FuzzSettings(f *testing.F) {
 func FuzzBusRules(f *testing.F) {
 	f.Add(goodRules)
 	f.Add(`<policy user="x"><allow own="de.pengutronix.rauc"/></policy>`)
+	f.Add(`<policy context="default"><allow send_destination_prefix="de"/></policy>`)
 	f.Fuzz(func(t *testing.T, text string) {
-		all, some, none := busRules(text)
-		if (all || some || none) && !strings.Contains(text, "de.pengutronix.rauc") {
-			t.Errorf("%q has rules for RAUC: %v, %v, %v", text, all, some, none)
+		rules, err := parseRules(text)
+		if err != nil {
+			return
+		}
+		for context := range rules.everybody {
+			if !strings.Contains(text, "send_") {
+				t.Errorf("%q lets everybody send, or not: %v", text, context)
+			}
+		}
+		if rules.others && !strings.Contains(text, "allow") {
+			t.Errorf("%q lets others than root speak to RAUC, or be it", text)
 		}
 	})
 }
