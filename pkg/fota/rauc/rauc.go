@@ -24,7 +24,9 @@
 //   - rauc-mark-good.service, which calls every start good, is masked.
 //
 // Otherwise every method refuses, at [fota.StageBoot] with the code "settings", and says
-// why. A release that brings such settings is not blessed, therefore, and left again.
+// why. A release that brings such settings is not blessed, therefore, and left again. One
+// that was blessed before is blessed at its later starts, too, and its status has a note:
+// a file that came to the device since is no reason to let it run out of tries.
 //
 // # What is remembered
 //
@@ -51,9 +53,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 
 	"birthmark/pkg/fota"
@@ -101,23 +105,27 @@ type device struct {
 	boot           string // the boot_id
 	running, other side
 	next           string // the slot that starts next
+	unsafe         error  // why nothing is installed
 }
 
 // open finds out all there is to know, and refuses settings that are not safe. The
 // device has to be closed.
-func (i Installer) open(ctx context.Context) (d *device, err error) {
-	d = &device{}
-	if d.compatible, d.version, err = fota.Identity(os.DirFS(i.Root)); err != nil {
-		return nil, err
-	}
-	s, err := readSettings(i.Root, d.compatible)
-	if err == nil {
-		err = checkBus(i.Root)
-	}
-	if err == nil {
-		err = checkMarkGood(i.Root)
+func (i Installer) open(ctx context.Context) (*device, error) {
+	d, err := i.openKept(ctx)
+	if err == nil && d.unsafe != nil {
+		err = errors.Join(d.unsafe, d.close())
 	}
 	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// openKept is open, but the refusal is no more than a word, d.unsafe, if what runs was
+// blessed before: what has changed since is no reason to let it run out of tries.
+func (i Installer) openKept(ctx context.Context) (d *device, err error) {
+	d = &device{}
+	if d.compatible, d.version, err = fota.Identity(os.DirFS(i.Root)); err != nil {
 		return nil, err
 	}
 	id, err := os.ReadFile(filepath.Join(i.Root, "proc/sys/kernel/random/boot_id"))
@@ -128,13 +136,34 @@ func (i Installer) open(ctx context.Context) (d *device, err error) {
 	if d.memory, err = store.Open[memory](i.State); err != nil {
 		return nil, fmt.Errorf("cannot know what the slots hold: %w", err)
 	}
-	if d.service, err = dial(ctx, i.Bus); err != nil {
-		return nil, errors.Join(err, d.memory.Close())
+	s, no := readSettings(i.Root, d.compatible)
+	if no == nil {
+		no = checkBus(i.Root)
 	}
-	if err := d.look(ctx, s); err != nil {
+	if no == nil {
+		no = checkMarkGood(i.Root)
+	}
+	d.unsafe = no
+	if no != nil && !slices.ContainsFunc(slices.Collect(maps.Keys(d.memory.Get().Sides)), d.kept) {
+		return nil, errors.Join(no, d.memory.Close())
+	}
+	if d.service, err = dial(ctx, i.Bus); err != nil {
+		return nil, errors.Join(no, err, d.memory.Close())
+	}
+	err = d.look(ctx, s)
+	if err == nil && no != nil && !d.kept(d.running.name) {
+		err = no
+	}
+	if err != nil {
 		return nil, errors.Join(err, d.close())
 	}
 	return d, nil
+}
+
+// kept reports whether a side is known to hold what runs, and that it was blessed.
+func (d *device) kept(side string) bool {
+	r := d.memory.Get().Sides[side]
+	return r.Mark == fota.Kept && r.Version == d.version
 }
 
 // look asks RAUC for the slots, and what starts next.
@@ -157,7 +186,7 @@ func (d *device) close() error {
 
 // Status implements [fota.Installer]. The floor is the security version that runs.
 func (i Installer) Status(ctx context.Context) (st fota.Status, err error) {
-	d, err := i.open(ctx)
+	d, err := i.openKept(ctx)
 	if err != nil {
 		return st, err
 	}
@@ -166,6 +195,9 @@ func (i Installer) Status(ctx context.Context) (st fota.Status, err error) {
 	st = fota.Status{Compatible: d.compatible, Running: d.version, Floor: d.version.Security,
 		Trial: known.Blessed != d.boot, Other: d.mark(), Slots: map[string]int64{}}
 	note := func(format string, args ...any) { st.Notes = append(st.Notes, fmt.Sprintf(format, args...)) }
+	if d.unsafe != nil {
+		note("nothing is installed: %v", d.unsafe)
+	}
 	if path := d.memory.Damaged(); path != "" {
 		note("what was known of the slots is damaged, and was set aside as %s", path)
 	}
@@ -325,7 +357,7 @@ func (i Installer) Cancel(ctx context.Context) (err error) {
 
 // Bless implements [fota.Installer]. What is armed stays armed.
 func (i Installer) Bless(ctx context.Context) (err error) {
-	d, err := i.open(ctx)
+	d, err := i.openKept(ctx)
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,8 @@ func unsafe(format string, args ...any) error {
 	return fota.Refuse(fota.StageBoot, "settings", format, args...)
 }
 
-// readSettings reads system.conf and holds it against what package rauc asks of it.
+// readSettings reads system.conf and holds it against what package rauc asks of it. They
+// are returned also if they are refused, as far as they could be read.
 func readSettings(root, compatible string) (settings, error) {
 	text, err := readFile(filepath.Join(root, settingsFile), settingsLimit)
 	if err != nil {
@@ -41,7 +42,7 @@ func readSettings(root, compatible string) (settings, error) {
 		return nil, unsafe("/%s: %w", settingsFile, err)
 	}
 	if err := s.check(compatible); err != nil {
-		return nil, unsafe("/%s: %w", settingsFile, err)
+		return s, unsafe("/%s: %w", settingsFile, err)
 	}
 	return s, nil
 }

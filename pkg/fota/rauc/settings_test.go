@@ -168,6 +168,53 @@ func TestUnsafeDevicesAreRefused(t *testing.T) {
 	}
 }
 
+// What was blessed once must not run out of tries because of what came to the device later;
+// nothing is installed, and a release on trial is left.
+func TestUnsafeDevicesGoOn(t *testing.T) {
+	d := newDevice(t)
+	d.must(d.installer().Bless(t.Context()))
+	d.write("etc/dbus-1/system-local.conf", `<busconfig><policy context="default"><allow own="*"/></policy></busconfig>`)
+	d.change(settingsFile, "[handlers]", "[keyring]\n[handlers]")
+	d.Start()
+	i := d.installer()
+	st, err := i.Status(t.Context())
+	if err != nil || !st.Trial || len(st.Notes) != 1 || !strings.Contains(st.Notes[0], "[keyring]") {
+		t.Errorf("the status is %+v, %v, want a trial and a note", st, err)
+	}
+	d.must(i.Bless(t.Context()))
+	if left := d.read("loader/A"); left != "3" {
+		t.Errorf("blessed, and %s tries are left, want 3", left)
+	}
+	r := d.Release("1.1.0+sv1")
+	for method, err := range map[string]error{
+		"Install": d.install(r),
+		"Arm":     i.Arm(t.Context(), r.Manifest),
+		"Cancel":  i.Cancel(t.Context()),
+	} {
+		var no *fota.Refusal
+		if !errors.As(err, &no) || no.Code != "settings" {
+			t.Errorf("%s: got %v, want a refusal of the settings", method, err)
+		}
+	}
+	t.Run("a release on trial does not", func(t *testing.T) {
+		d := newDevice(t)
+		d.must(d.installer().Bless(t.Context()))
+		d.must(d.install(r))
+		d.must(d.installer().Arm(t.Context(), r.Manifest))
+		d.Start()
+		d.must(os.Remove(d.path("etc/dbus-1/system.d/local.conf")))
+		d.write("etc/dbus-1/system-local.conf", `<busconfig><policy context="default"><allow own="*"/></policy></busconfig>`)
+		d.wantUnsafe("on trial", d.installer(), "others than root")
+	})
+	t.Run("nor what was blessed on another side", func(t *testing.T) {
+		d := newDevice(t)
+		d.must(d.installer().Bless(t.Context()))
+		d.change("var/state/state.json", "rootfs.0", "rootfs.1")
+		d.change(settingsFile, "[handlers]", "[keyring]\n[handlers]")
+		d.wantUnsafe("another side", d.installer(), "[keyring]")
+	})
+}
+
 // What its slots are like RAUC says itself.
 func TestUnsafeSlotsAreRefused(t *testing.T) {
 	for name, c := range map[string]struct {
