@@ -3,6 +3,7 @@ package installer
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/pem"
@@ -127,6 +128,7 @@ type device struct {
 	state  string
 	grace  time.Duration
 	idle   time.Duration
+	clock  *clock.Clock // the host's, if it is nil
 	hear   func(ctx context.Context, p *peer, size int64) *remote
 
 	stop  func()
@@ -149,7 +151,7 @@ func (d *device) makeTrust() {
 
 func (d *device) newServer() *Server {
 	return &Server{Version: "1.2.3", Users: []uint32{uint32(os.Getuid())}, Idle: d.idle,
-		Boot: d.loader, Clock: clock.Host(), Trust: []string{d.etc, d.usr}, Grace: d.grace, State: d.state, hear: d.hear}
+		Boot: d.loader, Clock: cmp.Or(d.clock, clock.Host()), Trust: []string{d.etc, d.usr}, Grace: d.grace, State: d.state, hear: d.hear}
 }
 
 // start starts the server, anew if there was one.

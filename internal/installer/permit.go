@@ -39,14 +39,23 @@ func (s *Server) takePermit(ctx context.Context, file *os.File) error {
 
 // permitted is the release that a permit is for. It is asked each time that it is used:
 // a permit ends, its signer may have been revoked, and what is remembered is nobody's word.
+// Whether it has ended takes a clock that is right. Where certificates of firmware are
+// taken without one ([clock.Clock.Verify]), a device would have no way on; without a permit
+// it has.
 func (s *Server) permitted(text []byte, device fota.Status) (fota.Version, error) {
+	if !s.Clock.Trusted() {
+		return fota.Version{}, fota.Refuse(fota.StagePolicy, "permit", "the permit is not taken: it ends, and the clock is not synchronised")
+	}
 	trust, err := permit.TrustIn(s.Trust...).Read()
 	if err != nil {
 		return fota.Version{}, err
 	}
 	trust.Grace, trust.Now, trust.Build = s.Grace, s.Clock.Now(), s.Clock.Verify
-	p, err := permit.Open(text, trust)
+	p, chain, err := permit.Open(text, trust)
 	if err != nil {
+		return fota.Version{}, err
+	}
+	if err := s.checkCRLs(chain, trust.CRLs); err != nil {
 		return fota.Version{}, err
 	}
 	return p.Version, p.Check(device.Compatible, s.memory.Get().Floor.Chip.EK, s.Clock.Now())

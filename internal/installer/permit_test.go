@@ -1,29 +1,40 @@
 package installer
 
 import (
+	"cmp"
+	"crypto/x509"
 	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"birthmark/pkg/clock"
 	"birthmark/pkg/fota"
 	"birthmark/pkg/fota/bundle"
 	"birthmark/pkg/fota/bundle/bundletest"
 	"birthmark/pkg/fota/permit"
 )
 
-// ownedBy lets a device take the permits of somebody.
+// ownedBy lets a device take the permits of somebody, whose CRLs are newer each time.
 func (d *device) ownedBy(pki *bundletest.PKI, revoked ...*bundletest.Signer) {
 	d.Helper()
+	d.ownedSince(nil, pki, revoked...)
+}
+
+// ownedSince does so with CRLs of a number.
+func (d *device) ownedSince(number *big.Int, pki *bundletest.PKI, revoked ...*bundletest.Signer) {
+	d.Helper()
+	change := func(l *x509.RevocationList) { l.Number = cmp.Or(number, l.Number) }
 	folder := filepath.Join(d.etc, "owner")
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		d.Fatal(err)
 	}
 	var crls []byte
 	for _, ca := range []*bundletest.Signer{pki.Root, pki.Issuing} {
-		crls = append(crls, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: bundletest.CRL(d, ca, nil, revoked...)})...)
+		crls = append(crls, pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: bundletest.CRL(d, ca, change, revoked...)})...)
 	}
 	d.trust(folder, bundle.AnchorsFile, bundletest.PEM(pki.Root.Cert))
 	d.trust(folder, bundle.IssuersFile, bundletest.PEM(pki.Issuing.Cert))
@@ -100,6 +111,58 @@ func TestAnOlderReleaseTakesAPermit(t *testing.T) {
 	}
 	d.ownedBy(owner, owner.Signer)
 	older("with a permit of somebody who was revoked", "1.3.0+sv2", "downgrade")
+}
+
+// TestAnOlderCRLOfTheOwnersIsNotAcceptedAgain: whoever can change the disk puts back the
+// owner's CRLs of before his signer was revoked. Neither a permit that is handed over nor
+// the one that is remembered is taken by them.
+func TestAnOlderCRLOfTheOwnersIsNotAcceptedAgain(t *testing.T) {
+	owner := bundletest.NewPKI(t, "P-384", "P-384")
+	d := newDevice(t)
+	good := permit.New("acme-gw", permit.Any, version(t, "0.9.0+sv1"), time.Now().AddDate(0, 0, 1))
+	permitted := func() bool {
+		st, err := d.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Device.Permit == good.Version
+	}
+	d.ownedSince(big.NewInt(7), owner)
+	if err := d.hands(good, owner.Signer); err != nil || !permitted() {
+		t.Fatalf("a good permit: %v", err)
+	}
+	d.ownedSince(big.NewInt(9), owner)
+	if !permitted() { // which remembers that there is a newer one
+		t.Error("with a newer CRL the permit is not taken")
+	}
+	d.ownedSince(big.NewInt(8), owner)
+	if permitted() {
+		t.Error("with an older CRL the permit that is remembered is taken")
+	}
+	wantRefusal(t, "a permit, with an older CRL", d.hands(good, owner.Signer), fota.StageChain, "stale")
+	_, err := d.try(d.release("0.9.0+sv1"))
+	wantRefusal(t, "an older release", err, fota.StagePolicy, "downgrade")
+}
+
+// TestAPermitTakesAClock: without one a permit would outlive its end.
+func TestAPermitTakesAClock(t *testing.T) {
+	owner := bundletest.NewPKI(t, "P-384", "P-384")
+	d := newDevice(t)
+	d.ownedBy(owner)
+	good := permit.New("acme-gw", permit.Any, version(t, "0.9.0+sv1"), time.Now().AddDate(0, 0, 1))
+	for _, set := range []bool{true, false, true} {
+		d.clock = clock.Fixed(clock.Build(), time.Time{}, time.Now(), set)
+		d.start()
+		err := d.hands(good, owner.Signer)
+		_, older := d.try(d.release("0.9.0+sv1"))
+		if set && (err != nil || older != nil) {
+			t.Errorf("the clock is set: got %v for the permit, %v for the release", err, older)
+		}
+		if !set {
+			wantRefusal(t, "a permit while the clock is not set", err, fota.StagePolicy, "permit")
+			wantRefusal(t, "an older release while the clock is not set", older, fota.StagePolicy, "downgrade")
+		}
+	}
 }
 
 // TestAPermitNeedsAnOwner: a device that was given no owner's certificates has none.

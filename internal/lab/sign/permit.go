@@ -41,7 +41,7 @@ func Permit(ctx context.Context, p permit.Permit, by Signer, out string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := permit.Open(signed, trust); err != nil {
+	if _, _, err := permit.Open(signed, trust); err != nil {
 		return fmt.Errorf("a device would not take the permit: %w", err)
 	}
 	return store.WriteFile(out, signed, 0o644)

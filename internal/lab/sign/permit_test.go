@@ -40,7 +40,7 @@ func TestADeviceTakesAPermit(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got, err := permit.Open(signed, trust); err != nil || got != p {
+		if got, _, err := permit.Open(signed, trust); err != nil || got != p {
 			t.Errorf("%s: a device reads %+v, %v; want %+v", name, got, err, p)
 		}
 	}

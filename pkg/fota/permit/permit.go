@@ -2,7 +2,7 @@
 // older than the one which runs.
 //
 //	text, err := p.Text()                          // what is signed
-//	p, err := permit.Open(signed, trust)           // who signed it, and what it says
+//	p, chain, err := permit.Open(signed, trust)    // who signed it, and what it says
 //	err = p.Check(compatible, device, time.Now())  // whether it is for this device, today
 //
 // A permit is a CMS message in PEM ("CMS", RFC 7468, 9) with one line of JSON in it:
@@ -24,6 +24,7 @@ package permit
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -115,28 +116,28 @@ func TrustIn(folders ...string) bundle.TrustFiles {
 	return bundle.TrustIn(owner...)
 }
 
-// Open reads a signed permit. Its errors are a *[fota.Refusal], with the codes of
-// [cms.ReadSigned] and [cms.Trust.Verify], or "permit" at [fota.StagePolicy].
-func Open(signed []byte, trust *cms.Trust) (Permit, error) {
+// Open reads a signed permit; chain is its signer's, up to the anchor. Its errors are a
+// *[fota.Refusal], with the codes of [cms.ReadSigned] and [cms.Trust.Verify], or "permit"
+// at [fota.StagePolicy].
+func Open(signed []byte, trust *cms.Trust) (p Permit, chain []*x509.Certificate, err error) {
 	if len(signed) > Limit {
-		return Permit{}, no("it has more than %d bytes", Limit)
+		return p, nil, no("it has more than %d bytes", Limit)
 	}
 	block, rest := pem.Decode(signed)
 	if block == nil || block.Type != "CMS" || len(block.Headers) > 0 || !bytes.HasPrefix(signed, []byte("-----BEGIN CMS-----")) || len(bytes.TrimSpace(rest)) > 0 {
-		return Permit{}, no("it is not one message in PEM, of the type CMS")
+		return p, nil, no("it is not one message in PEM, of the type CMS")
 	}
 	s, err := cms.ReadSigned(block.Bytes)
 	if err != nil {
-		return Permit{}, refused(fota.StageCMS, err)
+		return p, nil, refused(fota.StageCMS, err)
 	}
-	if _, err := trust.Verify(s); err != nil {
-		return Permit{}, refused(fota.StageChain, err)
+	if chain, err = trust.Verify(s); err != nil {
+		return p, nil, refused(fota.StageChain, err)
 	}
-	p, err := parse(s.Content)
-	if err != nil {
-		return Permit{}, no("%w", err)
+	if p, err = parse(s.Content); err != nil {
+		return Permit{}, nil, no("%w", err)
 	}
-	return p, nil
+	return p, chain, nil
 }
 
 // Check refuses a permit that is not for this device, or not for now.

@@ -56,9 +56,12 @@ func TestAPermitSaysWhatTheOwnerSigned(t *testing.T) {
 		t.Errorf("got %s, %v, want %s", text, err, line)
 	}
 	for what, content := range map[string][]byte{"a line": text, "without its end": bytes.TrimSpace(text)} {
-		got, err := Open(armored("CMS", bt.Message{Content: content, By: pki.Signer}.Sign(t)), trust)
+		got, chain, err := Open(armored("CMS", bt.Message{Content: content, By: pki.Signer}.Sign(t)), trust)
 		if err != nil || got != p {
 			t.Errorf("%s: got %+v, %v, want %+v", what, got, err, p)
+		}
+		if len(chain) != 3 || !chain[0].Equal(pki.Signer.Cert) || !chain[1].Equal(pki.Issuing.Cert) || !chain[2].Equal(pki.Root.Cert) {
+			t.Errorf("%s: the chain has %d certificates, want the signer's, its CA's and the anchor", what, len(chain))
 		}
 	}
 }
@@ -102,7 +105,7 @@ func TestWhatIsNoPermit(t *testing.T) {
 		{"another order", change(`"permit":"downgrade","compatible":"acme-gw"`, `"compatible":"acme-gw","permit":"downgrade"`), fota.StagePolicy, "permit"},
 		{"a space", change(`,`, `, `), fota.StagePolicy, "permit"},
 	} {
-		_, err := Open(c.signed, trust)
+		_, _, err := Open(c.signed, trust)
 		var r *fota.Refusal
 		if !errors.As(err, &r) || r.Stage != c.stage || r.Code != c.code {
 			t.Errorf("%s: got %v, want a refusal at %s, %s", c.what, err, c.stage, c.code)
