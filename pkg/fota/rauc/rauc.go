@@ -11,7 +11,8 @@
 // Of /etc/rauc/system.conf and what surrounds it is asked, at every call,
 //
 //   - compatible= is the IMAGE_ID of os-release(5);
-//   - bootloader= is one that comes back from what does not start;
+//   - bootloader= is one that comes back from what does not start, and efi-use-bootnext=
+//     is true, if it is there;
 //   - statusfile= is a file. Without one RAUC mounts slots to write there what it knows,
 //     into what was verified;
 //   - there is no [keyring] and no [autoinstall], so that RAUC installs nothing: it knows
@@ -21,7 +22,7 @@
 //     are block devices, all different, and written as they are (type= raw, ext4 or vfat);
 //   - nobody but root may speak to RAUC on the bus. The rules that come with it let
 //     everybody;
-//   - rauc-mark-good.service, which calls every start good, is masked.
+//   - rauc-mark-good.service, which calls every start good, is masked, or not there.
 //
 // Otherwise every method refuses, at [fota.StageBoot] with the code "settings", and says
 // why. A release that brings such settings is not blessed, therefore, and left again. One

@@ -73,7 +73,9 @@ func parseSettings(text string) (settings, error) {
 		switch {
 		case strings.ContainsFunc(line, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }):
 			return nil, fmt.Errorf("line %d has a control character", n)
-		case line == "" || line[0] == '#':
+		case line == "" || strings.TrimLeft(line, " \t")[0] == '#':
+		case line[0] == ' ' || line[0] == '\t':
+			return nil, fmt.Errorf("line %d begins with a blank", n) // which RAUC passes over
 		case line[0] == '[':
 			name, ok := strings.CutSuffix(line[1:], "]")
 			switch _, twice := s[name]; {
@@ -112,11 +114,14 @@ func (s settings) check(compatible string) error {
 	if central == "" && system["data-directory"] != "" {
 		central = filepath.Join(system["data-directory"], "central.raucs") // RAUC's own default then
 	}
+	bootNext, isSet := system["efi-use-bootnext"]
 	switch {
 	case system["compatible"] != compatible:
 		return fmt.Errorf("compatible is %q, and the image that runs is %q", system["compatible"], compatible)
 	case !slices.Contains(loaders, system["bootloader"]):
 		return fmt.Errorf("bootloader is %q, want one of %s", system["bootloader"], strings.Join(loaders, ", "))
+	case isSet && bootNext != "true":
+		return errors.New("efi-use-bootnext is not true: EFI would not come back from what does not start")
 	case !filepath.IsAbs(central):
 		return errors.New("statusfile is not set to a path: RAUC would mount slots, and write to them")
 	case s["keyring"] != nil:
@@ -134,21 +139,27 @@ func (s settings) check(compatible string) error {
 
 const markGood = "rauc-mark-good.service"
 
-// checkMarkGood refuses a system in which each start is called good when it is done.
+// unitFolders are where systemd looks for units; the first that has one wins. See
+// systemd.unit(5).
+var unitFolders = []string{
+	"etc/systemd/system.control", "run/systemd/system.control", "run/systemd/transient", "run/systemd/generator.early",
+	"etc/systemd/system", "etc/systemd/system.attached", "run/systemd/system", "run/systemd/system.attached",
+	"run/systemd/generator", "usr/local/lib/systemd/system", "usr/lib/systemd/system", "lib/systemd/system",
+	"run/systemd/generator.late",
+}
+
+// checkMarkGood refuses a system in which a start may be called good when it is done. Who
+// starts the unit, and when, is not asked: there are too many ways.
 func checkMarkGood(root string) error {
-	for _, folder := range []string{"etc", "run", "usr/lib", "lib"} {
-		if to, err := os.Readlink(filepath.Join(root, folder, "systemd/system", markGood)); err == nil && to == "/dev/null" {
-			return nil
+	for _, folder := range unitFolders {
+		unit := filepath.Join(root, folder, markGood)
+		if _, err := os.Lstat(unit); errors.Is(err, fs.ErrNotExist) {
+			continue
 		}
-		wanted, err := filepath.Glob(filepath.Join(root, folder, "systemd/system/*.wants", markGood))
-		if err != nil {
-			return err
+		if to, err := os.Readlink(unit); err != nil || to != "/dev/null" {
+			return unsafe("%s would call every start good: it has to be masked", unit)
 		}
-		for _, link := range wanted {
-			if _, err := os.Lstat(link); !errors.Is(err, fs.ErrNotExist) {
-				return unsafe("%s would call every start good: it has to be masked", markGood)
-			}
-		}
+		return nil
 	}
 	return nil
 }

@@ -55,6 +55,12 @@ func TestUnsafeDevicesAreRefused(t *testing.T) {
 			d.must(os.Symlink(to, d.path(name)))
 		}
 	}
+	unit := func(folder string) func(d *testDevice) {
+		return func(d *testDevice) {
+			d.must(os.MkdirAll(d.path(folder), 0o755))
+			d.write(folder+"/"+markGood, "[Service]\nExecStart=/usr/bin/rauc status mark-good\n")
+		}
+	}
 	edit := func(from, to string) func(d *testDevice) {
 		return func(d *testDevice) { d.change(settingsFile, from, to) }
 	}
@@ -78,6 +84,10 @@ func TestUnsafeDevicesAreRefused(t *testing.T) {
 		"a handler":                   {edit("[handlers]", "[handlers]\npost-install=/usr/bin/true"), "post-install"},
 		"a group that is there twice": {edit("[handlers]", "[system]\n[handlers]"), "twice"},
 		"a key that is there twice":   {edit("compatible=acme-gw", "compatible=acme-gw\ncompatible=acme-gw"), "twice"},
+		"a key behind a blank":        {edit("compatible=acme-gw", "compatible=acme-gw\n bootloader=noop"), "blank"},
+		"a group behind a tabulator":  {edit("[handlers]", "\t[keyring]\n[handlers]"), "blank"},
+		"EFI without a way back":      {edit("bootloader=custom", "bootloader=efi\nefi-use-bootnext=false"), "efi-use-bootnext"},
+		"EFI, spelt in another way":   {edit("bootloader=custom", "bootloader=efi\nefi-use-bootnext=0"), "efi-use-bootnext"},
 		"no keys of a group":          {edit("[system]", "compatible=acme-gw\n[system]"), "neither"},
 		"the rules that come with RAUC": {func(d *testDevice) {
 			d.must(os.Remove(d.path("etc/dbus-1/system.d/local.conf")))
@@ -104,16 +114,22 @@ func TestUnsafeDevicesAreRefused(t *testing.T) {
 		"a prefix":                 add(more, `<policy context="default"><allow send_destination_prefix="de.pengutronix"/></policy>`, "anybody"),
 		"a destination in another spelling": add(more,
 			`<policy context="default"><allow send_destination="de.pengutronix.&#114;auc"/></policy>`, "anybody"),
-		"every destination for a user": add(more, `<policy user="games"><allow send_destination="*"/></policy>`, "others than root"),
-		"all for who sits there":       add(more, `<policy at_console="true"><allow send_type="method_call"/></policy>`, "others than root"),
-		"RAUC by everybody":            add(more, `<policy context="default"><allow own="*"/></policy>`, "others than root"),
-		"RAUC by a prefix":             add(more, `<policy user="games"><allow own_prefix="de.pengutronix.rauc"/></policy>`, "others than root"),
-		"rules of this device":         add("etc/dbus-1/system-local.conf", `<policy context="default"><allow send_destination="de.pengutronix.rauc"/></policy>`, "anybody"),
-		"the bus's own rules":          add("etc/dbus-1/system.conf", `<policy group="games"><allow send_destination="de.pengutronix.rauc"/></policy>`, "others than root"),
-		"its rules by its maker":       add("usr/share/dbus-1/system.conf", `<policy group="games"><allow send_destination="*"/></policy>`, "others than root"),
-		"a broken file for RAUC":       add(more, `<policy context="default"><deny send_destination="de.pengutronix.rauc">`, "who may speak to RAUC"),
-		"a file that cannot be read":   {func(d *testDevice) { d.must(os.Mkdir(d.path(more), 0o755)) }, "who may speak to RAUC"},
-		"every start is good":          {link("/usr/lib/systemd/system/"+markGood, "etc/systemd/system/multi-user.target.wants/"+markGood), markGood},
+		"every destination for a user":       add(more, `<policy user="games"><allow send_destination="*"/></policy>`, "others than root"),
+		"all for who sits there":             add(more, `<policy at_console="true"><allow send_type="method_call"/></policy>`, "others than root"),
+		"RAUC by everybody":                  add(more, `<policy context="default"><allow own="*"/></policy>`, "others than root"),
+		"RAUC by a prefix":                   add(more, `<policy user="games"><allow own_prefix="de.pengutronix.rauc"/></policy>`, "others than root"),
+		"rules of this device":               add("etc/dbus-1/system-local.conf", `<policy context="default"><allow send_destination="de.pengutronix.rauc"/></policy>`, "anybody"),
+		"the bus's own rules":                add("etc/dbus-1/system.conf", `<policy group="games"><allow send_destination="de.pengutronix.rauc"/></policy>`, "others than root"),
+		"its rules by its maker":             add("usr/share/dbus-1/system.conf", `<policy group="games"><allow send_destination="*"/></policy>`, "others than root"),
+		"a broken file for RAUC":             add(more, `<policy context="default"><deny send_destination="de.pengutronix.rauc">`, "who may speak to RAUC"),
+		"a file that cannot be read":         {func(d *testDevice) { d.must(os.Mkdir(d.path(more), 0o755)) }, "who may speak to RAUC"},
+		"every start is good":                {unit("usr/lib/systemd/system"), "masked"},
+		"every start of a maker's is good":   {unit("usr/local/lib/systemd/system"), "masked"},
+		"every start may be, of a generator": {unit("run/systemd/generator.late"), "masked"},
+		"masked, and back again": {func(d *testDevice) {
+			link("/dev/null", "usr/lib/systemd/system/"+markGood)(d)
+			unit("etc/systemd/system")(d)
+		}, "masked"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDevice(t)
@@ -151,11 +167,13 @@ func TestUnsafeDevicesAreRefused(t *testing.T) {
 <policy user="tss"><allow own="com.intel.tss2.Tabrmd"/></policy></busconfig>`)
 		},
 		"masked": func(d *testDevice) {
-			link("/usr/lib/systemd/system/"+markGood, "usr/lib/systemd/system/multi-user.target.wants/"+markGood)(d)
+			unit("usr/local/lib/systemd/system")(d)
 			link("/dev/null", "etc/systemd/system/"+markGood)(d)
 		},
-		"a folder of RAUC's":   edit("statusfile=", "data-directory="),
-		"spaces around values": edit("bootloader=custom", "bootloader = custom "),
+		"a folder of RAUC's":       edit("statusfile=", "data-directory="),
+		"a comment behind a blank": edit("[handlers]", " # as it is\n \t\n[handlers]"),
+		"EFI":                      edit("bootloader=custom", "bootloader=efi\nefi-use-bootnext=true"),
+		"spaces around values":     edit("bootloader=custom", "bootloader = custom "),
 	} {
 		t.Run("fine: "+name, func(t *testing.T) {
 			d := newDevice(t)
