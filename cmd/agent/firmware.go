@@ -64,6 +64,7 @@ Exit code 0: accepted. 1: refused, for the reason on standard error, "STAGE: REA
 	f.Lookup("slot").DefValue = ""
 	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		tellPlayed(cmd)
 		if running != "" {
 			var err error
 			if o.Policy.Running, err = fota.ParseVersion(running); err != nil {

@@ -55,6 +55,7 @@ Exit code 0: a good boot. 1: a bad one. 3: the agent does not say, or may not be
 	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		log := slog.New(newLog(cmd.ErrOrStderr(), slog.LevelInfo, false))
+		sysroot.Tell(log)
 		doors := config.Default().Doors.Folder
 		if conf, err := config.Load(config.Options{File: *file, Env: os.Environ()}); err == nil {
 			doors = conf.Config.Doors.Folder

@@ -62,6 +62,7 @@ agent that hangs.`,
 	file := configFlag(cmd)
 	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		tellPlayed(cmd)
 		conf, err := config.Load(config.Options{File: *file, Env: os.Environ()})
 		if err != nil {
 			return err

@@ -6,9 +6,13 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"syscall"
+
+	"github.com/spf13/cobra"
 
 	"birthmark/internal/agent"
 	"birthmark/internal/agent/api"
@@ -17,6 +21,7 @@ import (
 	"birthmark/internal/agent/once"
 	"birthmark/internal/cli"
 	"birthmark/internal/config"
+	"birthmark/internal/sysroot"
 	"birthmark/pkg/enroll"
 	"birthmark/pkg/fota"
 	"birthmark/pkg/rot"
@@ -30,7 +35,16 @@ func main() {
 	if os.Getenv("GOMAXPROCS") == "" {
 		runtime.GOMAXPROCS(1)
 	}
+	if err := sysroot.Check(); err != nil {
+		fmt.Fprintln(os.Stderr, "birthmark:", err)
+		os.Exit(cli.Usage)
+	}
 	cli.Main(cli.Program{Command: command(), Hint: hint, ExitCode: exitCode})
+}
+
+// tellPlayed says that what a verb finds is not of the device that it runs on.
+func tellPlayed(cmd *cobra.Command) {
+	sysroot.Tell(slog.New(newLog(cmd.ErrOrStderr(), slog.LevelInfo, false)))
 }
 
 func hint(err error) string {

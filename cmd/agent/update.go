@@ -107,6 +107,7 @@ configuration. 3: agent, installer or bundle cannot be reached; another is on tr
 	permit := cmd.Flags().String("permit", "", "`file` with the owner's permit for an older release")
 	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		tellPlayed(cmd)
 		conf, err := config.Load(config.Options{File: *file, Env: os.Environ()})
 		if err != nil {
 			return err
@@ -245,6 +246,7 @@ installed, and what lies in the other slot.`,
 	file := configFlag(cmd)
 	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		tellPlayed(cmd)
 		conf, err := config.Load(config.Options{File: *file, Env: os.Environ()})
 		if err != nil {
 			return err

@@ -4,15 +4,17 @@
 // variables and slots, trust in firmware, health checks, the sockets of the installer and
 // of D-Bus. So a lab can play a device in a folder, with the device's own binary.
 //
-// On a device it opens nothing. A folder in place of "/" is the word of who starts the
-// program, about what that program alone looks at: for what runs as root that is who
-// writes root's units, who could as well start another program; sudo and polkit pass no
-// variables on. Nobody is believed more for it: what the TPM holds, and what its keys
-// sign, is not in a folder. The agent and the installer say in their log that they play.
+// A folder in place of "/" is the word of who starts the program, about what that program
+// alone looks at, and believes: whom it trusts, which release runs, and even a TPM, for in a
+// folder the installer's is a socket there, of whoever has made it. So a program that plays
+// says nothing about the device that it runs on, and says in its log that it plays. On a
+// device nothing plays: the units take the variable away (UnsetEnvironment=), sudo and
+// polkit pass none on, and who can change root's units could as well start another program.
 package sysroot
 
 import (
 	"cmp"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -23,6 +25,15 @@ import (
 const Variable = "BIRTHMARK_ROOT"
 
 var dir = filepath.Clean(cmp.Or(os.Getenv(Variable), "/"))
+
+// Check refuses a folder that is not named by an absolute path: it would be another one for
+// each program.
+func Check() error {
+	if !filepath.IsAbs(dir) {
+		return fmt.Errorf("%s is %q, which is no absolute path", Variable, dir)
+	}
+	return nil
+}
 
 // Dir is the folder.
 func Dir() string { return dir }

@@ -8,10 +8,14 @@ import (
 	"testing"
 )
 
-// What is asked for below the folder, and nowhere else, is what the variable says when the
-// program starts.
-func TestTheVariableMovesAllOfTheDevice(t *testing.T) {
+// Whoever asks for the place of a file or a device is told one below the folder that the
+// variable names when the program starts; a folder without an absolute path is refused.
+func TestTheVariableMovesFilesAndDevices(t *testing.T) {
 	if os.Getenv("TELL") != "" {
+		if err := Check(); err != nil {
+			fmt.Println("refused:", err)
+			return
+		}
 		fmt.Println("told", Dir(), Path("/proc/uptime"), Device("/dev/tpmrm0"))
 		return
 	}
@@ -19,6 +23,8 @@ func TestTheVariableMovesAllOfTheDevice(t *testing.T) {
 		"":           "told / /proc/uptime /dev/tpmrm0",
 		"/":          "told / /proc/uptime /dev/tpmrm0",
 		"/tmp/board": "told /tmp/board /tmp/board/proc/uptime unix:/tmp/board/dev/tpmrm0",
+		"board":      `refused: BIRTHMARK_ROOT is "board", which is no absolute path`,
+		".":          `refused: BIRTHMARK_ROOT is ".", which is no absolute path`,
 	} {
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
 		cmd.Env = append(os.Environ(), "TELL=1", Variable+"="+folder)

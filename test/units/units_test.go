@@ -182,6 +182,16 @@ func TestTheDevicesOfTheInstaller(t *testing.T) {
 	}
 }
 
+// TestNoUnitPlaysADevice holds that no variable of systemd's manager, or of a drop-in, has a
+// program take a folder for the device.
+func TestNoUnitPlaysADevice(t *testing.T) {
+	for _, unit := range units(t, install(t), "*.service") {
+		if got, want := settings(t, unit, "UnsetEnvironment"), []string{"BIRTHMARK_ROOT"}; !slices.Equal(got, want) {
+			t.Errorf("%s has UnsetEnvironment=%q, want %q", filepath.Base(unit), got, want)
+		}
+	}
+}
+
 // TestNothingNewerThanDebian12 holds that units use no setting which systemd 252 does
 // not know: it would only say so in its log.
 func TestNothingNewerThanDebian12(t *testing.T) {
