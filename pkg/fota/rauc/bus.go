@@ -15,33 +15,57 @@ const (
 	busName      = "de.pengutronix.rauc"
 	busInterface = "de.pengutronix.rauc.Installer"
 
-	busLimit = time.Minute // for what a method does here: environment programs are slow
+	// busLimit is for all calls together of what a method does here: environment programs
+	// are slow, and whoever waits gives up after two minutes. Reading and writing slots
+	// does not count.
+	busLimit = 90 * time.Second
 )
 
 // A service is RAUC's, on D-Bus.
 type service struct {
 	conn *dbus.Conn
 	rauc dbus.BusObject
+	left time.Duration // for calls
 }
 
-// dial connects to the bus at a socket, and has RAUC started there.
-func dial(ctx context.Context, socket string) (*service, error) {
+// dial connects to the bus at a socket, and has RAUC started there. All calls together
+// take no longer than limit.
+func dial(ctx context.Context, socket string, limit time.Duration) (*service, error) {
 	conn, err := dbus.Dial("unix:path="+dbus.EscapeBusAddressValue(socket), dbus.WithContext(ctx),
 		dbus.WithAuth(dbus.AuthExternal(strconv.Itoa(os.Getuid()))))
 	if err != nil {
 		return nil, fmt.Errorf("cannot speak to D-Bus: %w", err)
 	}
-	s := &service{conn, conn.Object(busName, "/")}
-	ctx, cancel := context.WithTimeout(ctx, busLimit)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	if err := s.greet(ctx); err != nil {
+	s := &service{conn: conn, left: limit}
+	err = s.spend(ctx, func(ctx context.Context) error {
+		defer context.AfterFunc(ctx, func() { conn.Close() })()
+		return s.greet(ctx)
+	})
+	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("cannot speak to RAUC on D-Bus: %w", err)
 	}
 	return s, nil
 }
 
+// spend does something in the time that is left for calls.
+func (s *service) spend(ctx context.Context, do func(context.Context) error) error {
+	start := time.Now()
+	ctx, cancel := context.WithTimeoutCause(ctx, s.left, fmt.Errorf("no more than %v were left for its answer", max(s.left, 0)))
+	defer cancel()
+	defer func() { s.left -= time.Since(start) }()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	err := do(ctx)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// greet has RAUC started, and finds out who that is: whoever has the name later is not
+// asked, nor somebody who is not root. (In tests RAUC is who we are.)
 func (s *service) greet(ctx context.Context) error {
 	if err := s.conn.Auth(nil); err != nil {
 		return err
@@ -49,16 +73,32 @@ func (s *service) greet(ctx context.Context) error {
 	if err := s.conn.Hello(); err != nil {
 		return err
 	}
-	return s.conn.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.StartServiceByName", 0, busName, uint32(0)).Err
+	const bus = "org.freedesktop.DBus."
+	if err := s.conn.BusObject().CallWithContext(ctx, bus+"StartServiceByName", 0, busName, uint32(0)).Err; err != nil {
+		return err
+	}
+	var owner string
+	if err := s.conn.BusObject().CallWithContext(ctx, bus+"GetNameOwner", 0, busName).Store(&owner); err != nil {
+		return err
+	}
+	var uid uint32
+	if err := s.conn.BusObject().CallWithContext(ctx, bus+"GetConnectionUnixUser", 0, owner).Store(&uid); err != nil {
+		return err
+	}
+	if uid != 0 && int64(uid) != int64(os.Getuid()) {
+		return unsafe("the user %d is RAUC on the bus, want root", uid)
+	}
+	s.rauc = s.conn.Object(owner, "/")
+	return nil
 }
 
 func (s *service) close() { s.conn.Close() }
 
 // call calls a method of RAUC's, with what it returns in to.
 func (s *service) call(ctx context.Context, method string, args []any, to ...any) error {
-	ctx, cancel := context.WithTimeout(ctx, busLimit)
-	defer cancel()
-	err := s.rauc.CallWithContext(ctx, busInterface+"."+method, 0, args...).Store(to...)
+	err := s.spend(ctx, func(ctx context.Context) error {
+		return s.rauc.CallWithContext(ctx, busInterface+"."+method, 0, args...).Store(to...)
+	})
 	if err != nil {
 		return fmt.Errorf("cannot %s of RAUC: %w", method, err)
 	}

@@ -148,7 +148,7 @@ func (i Installer) openKept(ctx context.Context) (d *device, err error) {
 	if no != nil && !slices.ContainsFunc(slices.Collect(maps.Keys(d.memory.Get().Sides)), d.kept) {
 		return nil, errors.Join(no, d.memory.Close())
 	}
-	if d.service, err = dial(ctx, i.Bus); err != nil {
+	if d.service, err = dial(ctx, i.Bus, busLimit); err != nil {
 		return nil, errors.Join(no, err, d.memory.Close())
 	}
 	err = d.look(ctx, s)
