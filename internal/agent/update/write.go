@@ -35,6 +35,10 @@ func (u *Updater) write(ctx context.Context, s State) error {
 		}
 		return u.settle(ctx, Failed, why)
 	}
+	// Until what runs was blessed, the installer does not write over the way back.
+	if st, err := u.status(ctx); err == nil && st.Trial {
+		return errAwait
+	}
 	err := u.remember(func(s *State) { s.Tries, s.Await = s.Tries+1, false })
 	if err != nil {
 		return err
