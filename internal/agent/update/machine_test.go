@@ -111,8 +111,14 @@ func (m *machine) Status(ctx context.Context) (fota.Status, error) {
 
 func (m *machine) Install(ctx context.Context, bundle io.ReaderAt, size int64, progress func(done, total int64)) error {
 	m.mu.Lock()
-	m.other = fota.Other{}
+	trial := m.trial
+	if !trial {
+		m.other = fota.Other{}
+	}
 	m.mu.Unlock()
+	if trial {
+		return errors.New("what runs is on trial")
+	}
 	if err := m.verb(ctx, "install"); err != nil {
 		return err
 	}

@@ -303,3 +303,22 @@ func TestParseFrom(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatRunsIsBlessedFirst: after a start in which a try was counted the installer does not
+// write. To wait for that is no try of the release.
+func TestWhatRunsIsBlessedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.trial, m.ready = true, errors.New("the agent has just been started")
+		s := during(t, m, func(context.Context, *update.Updater) {
+			time.Sleep(time.Minute)
+			m.mu.Lock()
+			m.ready = nil
+			m.mu.Unlock()
+			time.Sleep(time.Minute)
+		})
+		if s.Phase != update.Armed || s.Tries != 1 || m.trial {
+			t.Errorf("%+v, on trial %t; want it armed after one try", s, m.trial)
+		}
+	})
+}
