@@ -163,5 +163,5 @@ racesoak:
 killsoak: build deb
 	@KILLS=$(KILLS) SPARSE=5120 go test -count=1 -timeout 2h $(PROGRAMS)
 powersoak: build deb
-	@CUTS=$(CUTS) LOSSES=500 go test -count=1 -timeout 2h -v -run 'TestPowerCuts|TestUpdatePowerCuts|TestEveryWriteOfAFirstBoot' ./test/qemu
+	@CUTS=$(CUTS) LOSSES=500 go test -tags soak -count=1 -timeout 2h -v -run 'TestPowerCuts|TestUpdatePowerCuts|TestEveryWriteOfAFirstBoot' ./test/qemu
 	@LOSSES=50 go test -count=1 -timeout 2h -v -run 'TestUpdate$$' ./test/qemu
