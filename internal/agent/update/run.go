@@ -123,7 +123,7 @@ func (u *Updater) live(ctx context.Context, attempt int) error {
 	}
 	switch s.Phase {
 	case Writing:
-		return u.write(ctx, s)
+		return u.write(ctx, s, attempt)
 	case Written:
 		return u.arm(s)
 	case Armed:

@@ -322,3 +322,17 @@ func TestWhatRunsIsBlessedFirst(t *testing.T) {
 		}
 	})
 }
+
+// One that cannot be blessed is not waited for without end: the installer says why he does
+// not write, and that ends the update.
+func TestWhatCannotBeBlessedEndsAnUpdate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t)
+		m.trial = true
+		m.fails["bless"] = 1000
+		s := during(t, m, func(context.Context, *update.Updater) { time.Sleep(24 * time.Hour) })
+		if s.Phase != update.Settled || s.Outcome != update.Failed || s.Why == nil || !strings.Contains(s.Why.Reason, "what runs is on trial") {
+			t.Errorf("%+v, %+v; want it failed, since what runs is on trial", s, s.Why)
+		}
+	})
+}

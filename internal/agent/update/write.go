@@ -22,7 +22,7 @@ const (
 
 // write ends with a release on the medium. A try that was begun is counted, so that one
 // that takes the agent down with it ends, too; waiting for a server is not a new one.
-func (u *Updater) write(ctx context.Context, s State) error {
+func (u *Updater) write(ctx context.Context, s State, attempt int) error {
 	switch {
 	case s.Cancel:
 		return u.settle(ctx, Canceled, nil)
@@ -35,9 +35,13 @@ func (u *Updater) write(ctx context.Context, s State) error {
 		}
 		return u.settle(ctx, Failed, why)
 	}
-	// Until what runs was blessed, the installer does not write over the way back.
-	if st, err := u.status(ctx); err == nil && st.Trial {
-		return errAwait
+	// Until what runs was blessed, the installer does not write over the way back. If that
+	// does not come about, he is asked, to say so.
+	if st, err := u.status(ctx); err == nil && st.Trial && !u.confirmed && attempt < callTries {
+		if u.Ready() != nil {
+			return errAwait
+		}
+		return errors.New("what runs is on trial, and has to be blessed before")
 	}
 	err := u.remember(func(s *State) { s.Tries, s.Await = s.Tries+1, false })
 	if err != nil {
@@ -45,7 +49,7 @@ func (u *Updater) write(ctx context.Context, s State) error {
 	}
 	defer u.note(nil)
 	until := time.Now().Add(awayLimit)
-	for attempt := 0; ; attempt++ {
+	for again := 0; ; again++ {
 		err = u.deliver(ctx, s)
 		away := unavailable(err)
 		if away == nil || ctx.Err() != nil || !time.Now().Before(until) {
@@ -53,7 +57,7 @@ func (u *Updater) write(ctx context.Context, s State) error {
 		}
 		// What a server asks for is kept, and devices that it has asked in one moment do not
 		// come back in one moment.
-		wait := away.RetryAfter + rand.N(min(retryBase<<min(attempt, 16), retryCap)) + retryBase
+		wait := away.RetryAfter + rand.N(min(retryBase<<min(again, 16), retryCap)) + retryBase
 		wait = min(wait, time.Until(until))
 		u.Log.Warn("a bundle cannot be had, will be tried again", "from", s.From.String(), "err", err, "in", wait.Round(time.Second/10))
 		u.Beat(wait + aliveStep)
