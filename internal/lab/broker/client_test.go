@@ -158,6 +158,20 @@ func (c *client) want(kind byte) packets.Packet {
 	}
 }
 
+// unanswered reads up to a packet of a kind, and acknowledges nothing.
+func (c *client) unanswered(kind byte) packets.Packet {
+	c.tb.Helper()
+	for {
+		pk, err := c.next()
+		if err != nil {
+			c.tb.Fatalf("no %s came: %v", packets.PacketNames[kind], err)
+		}
+		if pk.FixedHeader.Type == kind {
+			return pk
+		}
+	}
+}
+
 // publish publishes and returns the reason code of the PUBACK. When it returns,
 // the broker is done with the message.
 func (c *client) publish(topic string, retain bool) byte {

@@ -25,7 +25,7 @@ func (h *hook) ID() string { return "lab" }
 // Provides tells which of the methods below mochi-mqtt is to call.
 func (h *hook) Provides(event byte) bool {
 	switch event {
-	case mqtt.OnConnectAuthenticate, mqtt.OnSessionEstablished, mqtt.OnDisconnect,
+	case mqtt.OnConnectAuthenticate, mqtt.OnConnect, mqtt.OnSessionEstablished, mqtt.OnDisconnect,
 		mqtt.OnACLCheck, mqtt.OnPublish, mqtt.OnWillSent:
 		return true
 	}
@@ -76,6 +76,21 @@ func admit(p party, cl *mqtt.Client, connect packets.ConnectParams) error {
 	// mochi-mqtt sends a last will without asking again.
 	if connect.WillFlag && !p.may(publish, connect.WillTopic) {
 		return fmt.Errorf("last will on the topic %q, where the client may not publish", connect.WillTopic)
+	}
+	return nil
+}
+
+// clientsNumbers are the packet identifiers that are the client's alone.
+const clientsNumbers = 1 << 15
+
+// OnConnect has the broker number its own messages from clientsNumbers on. Each side
+// counts by itself (MQTT 3.1.1, 2.3.1), but mochi-mqtt takes a number that both use for one
+// thing: it then refuses a SUBSCRIBE, or forgets the message. Clients begin with 1.
+func (h *hook) OnConnect(cl *mqtt.Client, _ packets.Packet) error {
+	for range clientsNumbers {
+		if _, err := cl.NextPacketID(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

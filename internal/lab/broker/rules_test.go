@@ -215,6 +215,34 @@ func TestCloneIsRefused(t *testing.T) {
 	})
 }
 
+// TestBothSidesNumberTheirOwn holds that a client may number its packets as the broker has
+// numbered a command that it has not acknowledged: nothing is refused, and nothing lost.
+func TestBothSidesNumberTheirOwn(t *testing.T) {
+	onBoth(t, func(t *testing.T, b *target, _ bool) {
+		device := hello{cert: b.pki.issue("a"), id: "a", version: 4, keep: true}
+		a := mustDial(t, b, device)
+		a.subscribe("birthmark/v1/d/a/cmd/+/+")
+		a.conn.Close()
+		operator := mustDial(t, b, hello{cert: b.pki.issue(operatorName), id: operatorName})
+		operator.publish("birthmark/v1/d/a/cmd/ping/1", false)
+		a = mustDial(t, b, device)
+		a.unanswered(packets.Publish)
+		a.send(packets.Subscribe, packets.Packet{PacketID: 1, Filters: packets.Subscriptions{{Filter: "birthmark/v1/d/a/cmd/+/+", Qos: 1}}})
+		if code := a.unanswered(packets.Suback).ReasonCodes[0]; code >= 0x80 {
+			t.Errorf("got reason 0x%x for a SUBSCRIBE", code)
+		}
+		a.send(packets.Publish, packets.Packet{FixedHeader: packets.FixedHeader{Qos: 1}, PacketID: 1, TopicName: "birthmark/v1/d/a/tele/system"})
+		a.unanswered(packets.Puback)
+		a.conn.Close()
+		a = mustDial(t, b, device)
+		a.ping()
+		operator.publish("birthmark/v1/d/a/cmd/last/1", false)
+		if !a.hears("birthmark/v1/d/a/cmd/ping/1", "birthmark/v1/d/a/cmd/last/1") {
+			t.Error("the command is lost")
+		}
+	})
+}
+
 // TestDecisions holds the table alone against filters as an adversary writes them.
 func TestDecisions(t *testing.T) {
 	a := party("a")
