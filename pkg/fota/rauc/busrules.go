@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"birthmark/pkg/fota"
 )
 
 // busFiles are where the system bus has its rules, in the order in which they apply: see
@@ -71,7 +73,7 @@ type busRules struct {
 // readRules reads a file of the bus. One that is not there, or is none and does not name
 // RAUC, has no rules: packages bring all sorts, and the bus passes over them, too.
 func readRules(file string) (busRules, error) {
-	text, err := readFile(file, busFileLimit)
+	text, err := fota.ReadFile(file, busFileLimit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return busRules{}, nil
 	}

@@ -57,6 +57,11 @@ func (d *testDevice) whole(when string, versions ...string) {
 // it. What is started then is whole, and doing it again ends what was begun.
 func TestPowerCuts(t *testing.T) {
 	const old, next, last = "1.0.0+sv1", "1.1.0+sv1", "1.2.0+sv1"
+	arm := func(d *testDevice) {
+		r := d.Release(next)
+		d.must(d.install(r))
+		d.must(d.Installer().Arm(t.Context(), r.Manifest))
+	}
 	for name, c := range map[string]struct {
 		prepare func(d *testDevice)
 		do      func(d *testDevice) error
@@ -69,20 +74,14 @@ func TestPowerCuts(t *testing.T) {
 			[]string{old}, fota.Staged,
 		},
 		"install over what is armed": {
-			func(d *testDevice) {
-				r := d.Release(next)
-				d.must(d.install(r))
-				d.must(d.Installer().Arm(t.Context(), r.Manifest))
-			},
+			arm,
 			func(d *testDevice) error { return d.install(d.Release(last)) },
 			[]string{old, next}, fota.Staged,
 		},
 		"install over what was good": {
 			func(d *testDevice) {
-				r := d.Release(next)
 				d.must(d.Installer().Bless(t.Context()))
-				d.must(d.install(r))
-				d.must(d.Installer().Arm(t.Context(), r.Manifest))
+				arm(d)
 				d.Start()
 				d.must(d.Installer().Bless(t.Context()))
 			},
@@ -95,20 +94,14 @@ func TestPowerCuts(t *testing.T) {
 			[]string{old, next}, fota.Armed,
 		},
 		"cancel": {
-			func(d *testDevice) {
-				r := d.Release(next)
-				d.must(d.install(r))
-				d.must(d.Installer().Arm(t.Context(), r.Manifest))
-			},
+			arm,
 			func(d *testDevice) error { return d.Installer().Cancel(t.Context()) },
 			[]string{old, next}, "",
 		},
 		"bless": {
 			func(d *testDevice) {
-				r := d.Release(next)
 				d.must(d.Installer().Bless(t.Context()))
-				d.must(d.install(r))
-				d.must(d.Installer().Arm(t.Context(), r.Manifest))
+				arm(d)
 				d.Start()
 			},
 			func(d *testDevice) error { return d.Installer().Bless(t.Context()) },

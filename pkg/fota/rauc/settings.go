@@ -3,7 +3,6 @@ package rauc
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -33,7 +32,7 @@ func unsafe(format string, args ...any) error {
 // readSettings reads system.conf and holds it against what package rauc asks of it. They
 // are returned also if they are refused, as far as they could be read.
 func readSettings(root, compatible string) (settings, error) {
-	text, err := readFile(filepath.Join(root, settingsFile), settingsLimit)
+	text, err := fota.ReadFile(filepath.Join(root, settingsFile), settingsLimit)
 	if err != nil {
 		return nil, err
 	}
@@ -45,20 +44,6 @@ func readSettings(root, compatible string) (settings, error) {
 		return s, unsafe("/%s: %w", settingsFile, err)
 	}
 	return s, nil
-}
-
-// readFile reads a file of settings, of a number of bytes at most.
-func readFile(path string, limit int) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
-	if err == nil && len(text) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return text, err
 }
 
 // parseSettings reads GKeyFile's syntax. A group or key that is there twice is refused:

@@ -73,6 +73,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"birthmark/pkg/fota"
 )
 
 // Config says what a device looks like.
@@ -227,7 +229,7 @@ func (l *Loader) wasCounted() (bool, error) {
 
 // configuredDefault is the default of loader.conf, "" if there is none.
 func (l *Loader) configuredDefault() (pattern string, err error) {
-	text, err := readFile(filepath.Join(l.esp, "loader/loader.conf"), configLimit)
+	text, err := fota.ReadFile(filepath.Join(l.esp, "loader/loader.conf"), configLimit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}

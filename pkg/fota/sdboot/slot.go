@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 
+	"birthmark/pkg/fota"
 	"birthmark/pkg/fota/slot"
 )
 
@@ -42,7 +43,7 @@ func Inactive(root string) (*slot.Slot, error) {
 }
 
 func inactive(root string) (*slot.Slot, error) {
-	line, err := readFile(filepath.Join(root, "proc/cmdline"), commandLineLimit)
+	line, err := fota.ReadFile(filepath.Join(root, "proc/cmdline"), commandLineLimit)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"birthmark/pkg/fota"
 )
 
 // A variable of UEFI is a name, and whose it is.
@@ -58,7 +59,7 @@ func (v variables) path(x variable) string { return filepath.Join(v.folder, x.na
 // read returns the contents of a variable; the error is fs.ErrNotExist for one that is
 // not there.
 func (v variables) read(x variable, limit int) ([]byte, error) {
-	b, err := readFile(v.path(x), attributesSize+limit)
+	b, err := fota.ReadFile(v.path(x), attributesSize+limit)
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the variable %s: %w", x.name, err)
 	}
@@ -110,7 +111,7 @@ func (v variables) setText(x variable, text string) error {
 		return fmt.Errorf("the text for the variable %s has %d bytes, limit %d", x.name, len(want), textLimit)
 	}
 	path := v.path(x)
-	old, err := readFile(path, attributesSize+dataLimit)
+	old, err := fota.ReadFile(path, attributesSize+dataLimit)
 	if err == nil && bytes.Equal(old, want) {
 		return nil
 	}
@@ -198,18 +199,4 @@ func (v variables) countsBoots() (bool, error) {
 		err = fmt.Errorf("the variable LoaderFeatures has %d bytes, want 8", len(b))
 	}
 	return err == nil && binary.LittleEndian.Uint64(b)&featureBootCounting != 0, err
-}
-
-// readFile reads a file that may not have more bytes than limit.
-func readFile(path string, limit int) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
-	if err == nil && len(b) > limit {
-		err = fmt.Errorf("%s has more than %d bytes", path, limit)
-	}
-	return b, err
 }
