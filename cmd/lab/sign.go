@@ -62,7 +62,7 @@ release was built.`,
 	f.StringArrayVar(&images, "image", nil, "`SLOT=FILE`: an image and the class of slots that it is for; may be repeated")
 	f.StringVar(&uki, "uki", "", "`file` with the unified kernel image that starts the release")
 	f.StringVar(&out, "out", "", "the `BUNDLE` to write")
-	f.StringVar((*string)(&r.Compression), "compression", string(sign.Zstd), "zstd, gzip or xz")
+	f.StringVar((*string)(&r.Compression), "compression", string(sign.Zstd), "zstd, gzip, xz, or fast: zstd at once, for a larger bundle")
 	asJSON := cli.JSONFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) (err error) {
 		if err := checkSigner(dir, by); err != nil {

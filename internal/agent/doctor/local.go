@@ -122,7 +122,7 @@ func (x *examination) time(context.Context) []Check {
 	c := Check{Name: "clock", Result: OK, Found: fmt.Sprintf("%s, synchronised", now.UTC().Format(time.RFC3339))}
 	if !x.clock.Trusted() {
 		c.Result, c.Found = Warn, fmt.Sprintf("%s, not synchronised: an expired certificate cannot be told from a valid one", now.UTC().Format(time.RFC3339))
-		c.Do = "run systemd-timesyncd or chrony, and see whether it reaches a server"
+		c.Do = "run systemd-timesyncd, and see whether it reaches a server"
 	}
 	if now.Before(clock.Build()) {
 		c.Found += ", and before this software was built"
